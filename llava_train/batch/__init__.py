@@ -1,0 +1,1 @@
+"""What data hands to the model: the packed batch and the layout of its visuals."""

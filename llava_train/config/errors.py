@@ -1,0 +1,38 @@
+"""The two families of errors that a user can cause; both print without a traceback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with the configuration: where, what, and what to do about it."""
+
+    key: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}\n    -> {self.remedy}"
+
+
+class ConfigError(ValueError):
+    """All faults of one configuration, raised together."""
+
+    def __init__(self, faults: list[Fault]):
+        assert faults
+        self.faults = faults
+        head = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
+        super().__init__("\n".join([f"{head} in the configuration:", *(f"  {i}. {f}" for i, f in enumerate(faults, 1))]))
+
+
+class DataError(ValueError):
+    """A sample that cannot be used. `reason` is the short countable kind, `detail` the particulars."""
+
+    def __init__(self, source: str, record: str, reason: str, detail: str = ""):
+        self.source, self.record, self.reason, self.detail = source, record, reason, detail
+        super().__init__(f"{source}, record {record}: {reason}" + (f" ({detail})" if detail else ""))
+
+    def __reduce__(self):  # crosses process borders whole
+        return type(self), (self.source, self.record, self.reason, self.detail)

@@ -1,0 +1,181 @@
+"""The fields of a run, as dataclasses: what a recipe, a part in `configs/` and the command line may set.
+
+A field without a default must be set by the recipe. Types are plain: str, int, float, bool, Literal, unions of these,
+lists, mappings by name, and nested dataclasses. `load.py` checks a configuration against them and collects every fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["fp32", "bf16"]
+LearningRate = float | Literal["frozen"]
+
+
+@dataclass
+class RunConfig:
+    name: str
+    dir: str  # each stage writes to dir/STAGE
+    seed: int
+
+
+@dataclass
+class ModelConfig:
+    """Where the first stage's weights come from: one checkpoint (`init`), or two parts and a new projector.
+
+    A non-empty `init` wins over the parts, so that `model.init=DIR` on the command line replaces a recipe's start.
+    """
+
+    init: str  # folder or hub name of a Hugging Face LlavaOnevision checkpoint; "" = start from the parts
+    language_model: str  # folder or hub name; "" where init is set
+    vision_tower: str
+    attention: Literal["auto", "flash_attn", "varlen", "sdpa"]
+
+
+@dataclass
+class DataConfig:
+    file: str  # replaces every stage's mixture by this one JSON, JSONL or mixture YAML file; "" = the recipe's mixtures
+    root: str  # folder that the mixtures' files and media are relative to
+    on_error: Literal["error", "skip"]
+    allow_missing_sources: bool  # leave out sources whose file is not on disk, by name, instead of failing
+    num_workers: int  # processes that prepare batches beside the training one, per rank
+    decode_timeout: float  # seconds that one video may take to decode before it counts as unreadable
+    max_pixels: int  # an image with more pixels is refused
+
+
+@dataclass
+class LearningRates:
+    vision_tower: LearningRate
+    projector: LearningRate
+    language_model: LearningRate
+
+
+@dataclass
+class OptimizerConfig:
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    max_grad_norm: float
+
+
+@dataclass
+class ScheduleConfig:
+    kind: Literal["cosine", "linear", "constant"]
+    warmup_ratio: float  # of the optimiser steps, rounded up
+
+
+@dataclass
+class ImageConfig:
+    mode: Literal["square", "anyres"]
+    grid: list[list[int]]  # candidate canvases as [rows, columns] of tiles; square: []
+    max_tiles: int  # features are downscaled to about this many tiles (anyres_max_N)
+
+
+@dataclass
+class VideoConfig:
+    fps: float  # frames sampled per second of video
+    max_frames: int
+
+
+@dataclass
+class PackConfig:
+    """Budget of one micro-batch of one rank. It changes speed and memory, never the step's mathematics."""
+
+    max_tokens: int
+    max_tiles: int
+
+
+@dataclass
+class ZeroConfig:
+    level: Literal[0, 1, 2, 3]
+    offload_optimizer: bool
+    offload_parameters: bool
+
+
+@dataclass
+class CheckpointConfig:
+    every: int  # optimiser steps between checkpoints; 0 = only at the end of the stage
+    keep: int  # how many step checkpoints stay
+
+
+@dataclass
+class StageConfig:
+    mixture: str  # name of a file in data/mixtures, or path of a mixture YAML
+    learning_rate: LearningRates
+    epochs: float
+    max_steps: int  # ends the stage early; 0 = by epochs alone
+    global_batch_size: int  # samples per optimiser step, over all ranks
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig
+    template: Literal["plain", "qwen"]
+    label_rule: Literal["clean", "original"]
+    tag_policy: Literal["front", "keep"]
+    max_length: int  # tokens of one sample, visual ones included
+    image: ImageConfig
+    video: VideoConfig
+    pack: PackConfig
+    precision: Precision
+    zero: ZeroConfig
+    gradient_checkpointing: bool
+    checkpoint: CheckpointConfig
+
+
+@dataclass
+class TaskConfig:
+    """Held-out questions: a LLaVA JSON/JSONL file whose last turn is the reference answer."""
+
+    file: str  # relative to data.root
+    limit: int  # first N records; 0 = all
+
+
+@dataclass
+class EvaluationConfig:
+    tasks: dict[str, TaskConfig]
+    batch_size: int
+    max_new_tokens: int
+
+
+@dataclass
+class LogConfig:
+    every: int  # optimiser steps between lines of the JSONL log
+    trackers: list[Literal["wandb", "tensorboard"]]
+
+
+@dataclass
+class PreviewConfig:
+    format: Literal["text", "jsonl"] = "text"
+    count: int = 4  # samples per stage; 0 = all
+    out: str = ""  # "" = the terminal
+    stage: str = ""  # "" = every stage
+
+
+@dataclass
+class Config:
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    stages: dict[str, StageConfig]  # run in this order, each from the one before
+    evaluation: EvaluationConfig
+    log: LogConfig
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+
+@dataclass
+class GenerateModel:
+    init: str  # folder or hub name of a Hugging Face LlavaOnevision checkpoint
+
+
+@dataclass
+class GenerateConfig:
+    """`python -m llava_train generate`: one answer to one prompt."""
+
+    model: GenerateModel
+    prompt: str
+    images: list[str] = field(default_factory=list)
+    videos: list[str] = field(default_factory=list)
+    video: str = ""  # the same as videos=[...] with one entry
+    system: str = ""  # "" = the checkpoint's default
+    max_new_tokens: int = 256
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
