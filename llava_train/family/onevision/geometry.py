@@ -1,0 +1,136 @@
+"""The visual geometry of LLaVA-OneVision: from sizes alone to tiles and tokens, before any pixel is decoded.
+
+Enters: height, width (pixels) and numbers of frames. Leaves: a `VisualLayout` for each image or video, and the crop by
+which its features are packed. The rules are those of transformers 5.23 (`select_best_resolution`, `unpad_image`,
+`LlavaOnevisionModel.pack_image_features`), which the tests run beside these.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from llava_train.batch.packed import VisualLayout
+from llava_train.config.schema import ImageConfig
+
+DOWNSCALE_ABOVE = 1.1  # transformers, LlavaOnevisionModel.pack_image_features: ratio of sides that starts the downscale
+
+
+@dataclass(frozen=True)
+class FeatureCrop:
+    """What of an anyres canvas's features [S * grid rows, S * grid columns] is kept, and the size it is scaled to.
+
+    `rows`, `columns` equal the cropped size unless the features are downscaled (bilinear, align_corners False).
+    """
+
+    row_start: int
+    row_stop: int
+    column_start: int
+    column_stop: int
+    rows: int
+    columns: int
+
+    @property
+    def is_scaled(self) -> bool:
+        return (self.rows, self.columns) != (self.row_stop - self.row_start, self.column_stop - self.column_start)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes to layouts. `grid` lists candidate canvases as (rows, columns) of tiles; its order decides ties.
+
+    Worked case, tile 32, patch 8 (side 4), grid {1,2} x {1,2}: a 64 x 64 image fills the (2, 2) canvas, 5 tiles;
+    tokens = 4*4 overview + 8 rows * (8 + 1 newline) = 88. A video of 8 frames: 8 * 2*2 + 1 = 33 tokens.
+    """
+
+    tile_size: int
+    patch_size: int
+    mode: str  # "square" or "anyres"
+    grid: tuple[tuple[int, int], ...]
+    max_tiles: int
+
+    @property
+    def side(self) -> int:
+        """Tokens along one side of a tile."""
+        return self.tile_size // self.patch_size
+
+    @property
+    def pooled_side(self) -> int:
+        """Tokens along one side of a video frame."""
+        return math.ceil(self.side / 2)
+
+    def pinpoints(self) -> list[list[int]]:
+        """The grid as [height, width] in pixels, the form of HF's `image_grid_pinpoints`."""
+        return [[rows * self.tile_size, columns * self.tile_size] for rows, columns in self.grid]
+
+    def images(self, sizes: list[tuple[int, int]]) -> list[VisualLayout]:
+        """Layouts of all images (height, width) of one sample: only an image alone is tiled."""
+        if self.mode == "square" or len(sizes) == 1:
+            return [self.image(*size) for size in sizes]
+        return [self.padded(*size) for size in sizes]
+
+    def image(self, height: int, width: int) -> VisualLayout:
+        """An image alone in its sample: one squashed tile (square), or overview and grid (anyres)."""
+        tokens = self.side**2
+        if self.mode == "square":
+            return VisualLayout("square", height, width, (1, 1), 1, tokens)
+        grid = self.best_canvas(height, width)
+        crop = _feature_crop(self.side, self.max_tiles, height, width, grid)
+        tokens += crop.rows * (crop.columns + 1)
+        return VisualLayout("anyres", height, width, grid, grid[0] * grid[1] + 1, tokens)
+
+    def padded(self, height: int, width: int) -> VisualLayout:
+        """One of several images in a sample: padded to a square, one tile, one newline."""
+        return VisualLayout("padded", height, width, (1, 1), 1, self.side**2 + 1)
+
+    def video(self, frames: int, height: int, width: int) -> VisualLayout:
+        """Frames pooled to about half the side, one newline after the last."""
+        return VisualLayout("video", height, width, (frames, 1), frames, frames * self.pooled_side**2 + 1)
+
+    def best_canvas(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of tiles that show most of the image, then waste least; the first of equals."""
+        best, most_shown, least_waste = (0, 0), -1, 0
+        for rows, columns in self.grid:
+            canvas_height, canvas_width = rows * self.tile_size, columns * self.tile_size
+            scale = min(canvas_width / width, canvas_height / height)
+            shown = min(int(width * scale) * int(height * scale), width * height)
+            waste = canvas_height * canvas_width - shown
+            if shown > most_shown or (shown == most_shown and waste < least_waste):
+                best, most_shown, least_waste = (rows, columns), shown, waste
+        return best
+
+    def resized(self, layout: VisualLayout) -> tuple[int, int]:
+        """(height, width) of an anyres image inside its canvas: the tighter side exact, the other rounded up."""
+        height, width = layout.grid[0] * self.tile_size, layout.grid[1] * self.tile_size
+        scale_height, scale_width = height / layout.height, width / layout.width
+        if scale_width < scale_height:
+            return min(math.ceil(layout.height * scale_width), height), width
+        return height, min(math.ceil(layout.width * scale_height), width)
+
+    def feature_crop(self, layout: VisualLayout) -> FeatureCrop:
+        """How the features of an anyres layout's canvas are unpadded and downscaled."""
+        assert layout.kind == "anyres", layout
+        return _feature_crop(self.side, self.max_tiles, layout.height, layout.width, layout.grid)
+
+
+@lru_cache(maxsize=65536)
+def _feature_crop(side: int, max_tiles: int, height: int, width: int, grid: tuple[int, int]) -> FeatureCrop:
+    rows, columns = side * grid[0], side * grid[1]
+    cut_rows = cut_columns = 0
+    if width / height > columns / rows:
+        cut_rows = (rows - int(round(height * (columns / width), 7))) // 2
+    else:
+        cut_columns = (columns - int(round(width * (rows / height), 7))) // 2
+    kept_rows, kept_columns = rows - 2 * cut_rows, columns - 2 * cut_columns
+    ratio = math.sqrt(kept_rows * kept_columns / (max_tiles * side**2))
+    scaled = (kept_rows, kept_columns)
+    if ratio > DOWNSCALE_ABOVE:
+        scaled = (int(kept_rows // ratio), int(kept_columns // ratio))
+    return FeatureCrop(cut_rows, rows - cut_rows, cut_columns, columns - cut_columns, *scaled)
+
+
+def make_geometry(tile_size: int, patch_size: int, image: ImageConfig) -> Geometry:
+    """The geometry of one stage. `tile_size`, `patch_size`: of the vision tower, in pixels."""
+    grid = tuple((rows, columns) for rows, columns in image.grid)
+    return Geometry(tile_size, patch_size, image.mode, grid, image.max_tiles)
