@@ -121,12 +121,11 @@ def test_layout_equals_transformers_on_random_sizes(geometry: Geometry):
 
 
 def test_feature_crop_keeps_what_is_not_padding():
-    """A 64 x 32 image on the demo's (2, 1) canvas is kept whole; a wide one on (1, 2) loses rows evenly."""
+    """By hand: 64 x 32 fills the demo's (2, 1) canvas; 20 x 100 loses rows of (1, 2) evenly; (2, 2) shrinks to 1 tile."""
     crop = DEMO.feature_crop(DEMO.image(64, 32))
-    assert (crop.row_start, crop.row_stop, crop.column_start, crop.column_stop) == (0, 8, 0, 4)
-    assert not crop.is_scaled
+    assert (crop.rows, crop.columns, crop.size) == (slice(0, 8), slice(0, 4), (8, 4))
     wide = DEMO.feature_crop(DEMO.image(20, 100))
-    assert (wide.row_start, wide.row_stop, wide.column_start, wide.column_stop) == (1, 3, 0, 8)
+    assert (wide.rows, wide.columns, wide.size) == (slice(1, 3), slice(0, 8), (2, 8))
     small = Geometry(32, 8, "anyres", ((2, 2),), 1)
     scaled = small.feature_crop(small.image(64, 64))
-    assert scaled.is_scaled and (scaled.rows, scaled.columns) == (4, 4)
+    assert (scaled.rows, scaled.columns, scaled.size) == (slice(0, 8), slice(0, 8), (4, 4))

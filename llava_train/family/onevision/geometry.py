@@ -19,21 +19,13 @@ DOWNSCALE_ABOVE = 1.1  # transformers, LlavaOnevisionModel.pack_image_features: 
 
 @dataclass(frozen=True)
 class FeatureCrop:
-    """What of an anyres canvas's features [S * grid rows, S * grid columns] is kept, and the size it is scaled to.
+    """What of an anyres canvas's features [S * grid rows, S * grid columns] is kept, and the size it is scaled to."""
 
-    `rows`, `columns` equal the cropped size unless the features are downscaled (bilinear, align_corners False).
-    """
-
-    row_start: int
-    row_stop: int
-    column_start: int
-    column_stop: int
-    rows: int
-    columns: int
-
-    @property
-    def is_scaled(self) -> bool:
-        return (self.rows, self.columns) != (self.row_stop - self.row_start, self.column_stop - self.column_start)
+    rows: slice
+    columns: slice
+    size: tuple[
+        int, int
+    ]  # (rows, columns) in tokens; that of the crop unless downscaled (bilinear, align_corners False)
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Geometry:
             return VisualLayout("square", height, width, (1, 1), 1, tokens)
         grid = self.best_canvas(height, width)
         crop = _feature_crop(self.side, self.max_tiles, height, width, grid)
-        tokens += crop.rows * (crop.columns + 1)
+        tokens += crop.size[0] * (crop.size[1] + 1)
         return VisualLayout("anyres", height, width, grid, grid[0] * grid[1] + 1, tokens)
 
     def padded(self, height: int, width: int) -> VisualLayout:
@@ -124,10 +116,10 @@ def _feature_crop(side: int, max_tiles: int, height: int, width: int, grid: tupl
         cut_columns = (columns - int(round(width * (rows / height), 7))) // 2
     kept_rows, kept_columns = rows - 2 * cut_rows, columns - 2 * cut_columns
     ratio = math.sqrt(kept_rows * kept_columns / (max_tiles * side**2))
-    scaled = (kept_rows, kept_columns)
+    size = (kept_rows, kept_columns)
     if ratio > DOWNSCALE_ABOVE:
-        scaled = (int(kept_rows // ratio), int(kept_columns // ratio))
-    return FeatureCrop(cut_rows, rows - cut_rows, cut_columns, columns - cut_columns, *scaled)
+        size = (int(kept_rows // ratio), int(kept_columns // ratio))
+    return FeatureCrop(slice(cut_rows, rows - cut_rows), slice(cut_columns, columns - cut_columns), size)
 
 
 def make_geometry(tile_size: int, patch_size: int, image: ImageConfig) -> Geometry:
