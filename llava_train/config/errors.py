@@ -24,7 +24,9 @@ class ConfigError(ValueError):
         assert faults
         self.faults = faults
         head = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
-        super().__init__("\n".join([f"{head} in the configuration:", *(f"  {i}. {f}" for i, f in enumerate(faults, 1))]))
+        super().__init__(
+            "\n".join([f"{head} in the configuration:", *(f"  {i}. {f}" for i, f in enumerate(faults, 1))])
+        )
 
 
 class DataError(ValueError):

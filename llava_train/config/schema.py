@@ -31,6 +31,9 @@ class ModelConfig:
     language_model: str  # folder or hub name; "" where init is set
     vision_tower: str
     attention: Literal["auto", "flash_attn", "varlen", "sdpa"]
+    run_suffix: str = (
+        ""  # of the run names in our recipes, so that sizes do not share a folder; the default size has none
+    )
 
 
 @dataclass

@@ -1,0 +1,149 @@
+"""From a command line to one checked `Config`, or to every fault of it at once.
+
+Hydra composes `configs/config.yaml`, a model size and a recipe; then the command line's values are set, interpolations
+resolved, types checked (`typed`) and rules judged (`rules`). Nothing is read from the working directory but what the
+command line names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llava_train.config.assets import asset, assets_root, shipped_models, shipped_recipes, yaml_files
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.mixture import read_yaml
+from llava_train.config.overrides import CONFIG_DIR, CommandLine, apply, restore, split_words
+from llava_train.config.rules import judge, judge_generate
+from llava_train.config.schema import Config, GenerateConfig
+from llava_train.config.typed import UNSOUND, build, nearest
+
+
+def load(argv: list[str]) -> Config:
+    """The run that `argv` describes. Raises ConfigError with all its faults."""
+    config, faults = collect(argv)
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def collect(argv: list[str]) -> tuple[Config, list[Fault]]:
+    """The run and its faults; where there are faults, the fields that have one are not set."""
+    faults: list[Fault] = []
+    line = split_words(argv, faults)
+    composed = _compose(line, faults)
+    if composed is None:
+        return object.__new__(Config), faults
+    config = _typed(Config, composed, line, faults)
+    return config, faults + judge(config, complete=not faults)
+
+
+def load_generate(argv: list[str]) -> GenerateConfig:
+    """The question that `argv` asks. Raises ConfigError with all its faults."""
+    faults: list[Fault] = []
+    line = split_words(argv, faults)
+    for group in line.choices:
+        faults.append(Fault(group, "generate reads no recipe", "set model.init=DIR_OR_HUB_NAME, and leave this out"))
+    config = _typed(GenerateConfig, OmegaConf.create({}), line, faults)
+    faults += judge_generate(config, complete=not faults)
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def _typed(schema: Any, composed: DictConfig, line: CommandLine, faults: list[Fault]) -> Any:
+    marks = apply(composed, schema, line.values, faults)
+    return build(schema, restore(_resolved(composed, "", faults), marks), "", faults)
+
+
+def _compose(line: CommandLine, faults: list[Fault]) -> DictConfig | None:
+    """The composed recipe before the command line's values; None, with faults, where there is none."""
+    known = {"recipe": shipped_recipes() | _own_recipes(line.config_dir, faults), "model": shipped_models()}
+    if "recipe" not in line.choices:
+        faults.append(Fault("recipe", "none is chosen", f"+recipe=NAME, one of {', '.join(known['recipe'])}"))
+    for group, choice in line.choices.items():
+        if choice not in known[group]:
+            close = nearest(choice, known[group])
+            remedy = f"did you mean {close}?" if close else f"known: {', '.join(known[group])}"
+            own = f"; a recipe of your own: {CONFIG_DIR} FOLDER" if group == "recipe" and not line.config_dir else ""
+            faults.append(Fault(group, f"no {group} {choice}", remedy + own))
+    try:
+        _register(known["recipe"])
+    except ConfigError as error:
+        faults += error.faults
+    if any(choice not in known[group] for group, choice in line.choices.items()) or "recipe" not in line.choices:
+        return None
+    words = [f"{'+' if group == 'recipe' else ''}{group}={_quoted(choice)}" for group, choice in line.choices.items()]
+    OmegaConf.register_new_resolver("asset", asset, replace=True)
+    try:
+        with initialize_config_dir(str(assets_root() / "configs"), version_base="1.3"):
+            composed = compose("config", overrides=words)
+    except (HydraException, OmegaConfBaseException) as error:
+        recipe = line.choices["recipe"]
+        reason = " ".join(str(error).split())
+        faults.append(Fault(f"recipe {recipe}", f"does not compose: {reason}", f"mend {known['recipe'][recipe]}"))
+        return None
+    OmegaConf.set_struct(composed, False)
+    return composed
+
+
+def _own_recipes(folder: str, faults: list[Fault]) -> dict[str, Path]:
+    if not folder:
+        return {}
+    if not Path(folder).is_dir():
+        faults.append(Fault(CONFIG_DIR, f"no folder {folder}", "give the folder that holds your recipes' .yaml files"))
+        return {}
+    own = yaml_files(Path(folder))
+    if not own:
+        faults.append(Fault(CONFIG_DIR, f"no .yaml file in {folder}", "put NAME.yaml there for +recipe=NAME"))
+    for name in sorted(own.keys() & shipped_recipes().keys()):
+        faults.append(Fault(f"recipe {name}", f"{own[name]} has the name of a recipe of ours", "give it another name"))
+        del own[name]
+    return own
+
+
+def _register(recipes: dict[str, Path]) -> None:
+    """Makes the recipes, and no others, known to Hydra as group `recipe`. Raises ConfigError for files that do not parse."""
+    store, faults = ConfigStore.instance(), list[Fault]()
+    store.repo.pop("recipe", None)
+    for name, path in recipes.items():
+        try:
+            content = read_yaml(path)
+        except ConfigError as error:
+            faults += error.faults
+            content = OmegaConf.create({})
+        if isinstance(content, ListConfig):
+            faults.append(Fault(str(path), "is a list", "a recipe is a mapping: run, model, data, stages ..."))
+            content = OmegaConf.create({})
+        store.store(name=name, node=content, group="recipe", package="_global_", provider=str(path))
+    if faults:
+        raise ConfigError(faults)
+
+
+def _quoted(name: str) -> str:
+    return "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _resolved(node: DictConfig | ListConfig, key: str, faults: list[Fault]) -> Any:
+    """Plain container with interpolations resolved; UNSOUND and a fault for each that cannot be."""
+    positions = list(node) if isinstance(node, DictConfig) else range(len(node))
+    made: dict[Any, Any] = {}
+    for position in positions:
+        path = f"{key}.{position}".strip(".")
+        if OmegaConf.is_missing(node, position):
+            faults.append(Fault(path, "is not set", f"set it: {path}=..."))
+            made[position] = UNSOUND
+            continue
+        try:
+            value = node[position]
+        except OmegaConfBaseException as error:
+            faults.append(Fault(path, " ".join(str(error).split("\n")[0].split()), "mend the ${...} in it"))
+            value = UNSOUND
+        made[position] = _resolved(value, path, faults) if isinstance(value, DictConfig | ListConfig) else value
+    return made if isinstance(node, DictConfig) else list(made.values())

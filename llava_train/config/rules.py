@@ -1,0 +1,277 @@
+"""Rules between and beyond the types of single fields, each a small function that yields faults with their remedy."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llava_train.config.errors import Fault
+from llava_train.config.mixture import RECORD_SUFFIXES
+from llava_train.config.schema import Config, GenerateConfig, StageConfig
+from llava_train.config.typed import nearest, shown
+
+Rule = Callable[[Any], Iterator[Fault]]
+StageRule = Callable[[str, StageConfig], Iterator[Fault]]
+_COMPARE = {">=": operator.ge, ">": operator.gt, "<": operator.lt}
+
+# key below the config or the stage, comparison, bound
+CONFIG_BOUNDS = (
+    ("run.seed", ">=", 0),
+    ("data.num_workers", ">=", 0),
+    ("data.decode_timeout", ">", 0),
+    ("data.max_pixels", ">", 0),
+    ("evaluation.batch_size", ">=", 1),
+    ("evaluation.max_new_tokens", ">=", 1),
+    ("log.every", ">=", 1),
+    ("preview.count", ">=", 0),
+)
+STAGE_BOUNDS = (
+    ("learning_rate.vision_tower", ">", 0),
+    ("learning_rate.projector", ">", 0),
+    ("learning_rate.language_model", ">", 0),
+    ("epochs", ">=", 0),
+    ("max_steps", ">=", 0),
+    ("global_batch_size", ">=", 1),
+    ("schedule.warmup_ratio", ">=", 0),
+    ("schedule.warmup_ratio", "<", 1),
+    ("optimizer.weight_decay", ">=", 0),
+    ("optimizer.beta1", ">=", 0),
+    ("optimizer.beta1", "<", 1),
+    ("optimizer.beta2", ">=", 0),
+    ("optimizer.beta2", "<", 1),
+    ("optimizer.epsilon", ">", 0),
+    ("optimizer.max_grad_norm", ">", 0),
+    ("max_length", ">=", 2),
+    ("image.max_tiles", ">=", 1),
+    ("video.fps", ">", 0),
+    ("video.max_frames", ">=", 1),
+    ("pack.max_tokens", ">=", 1),
+    ("pack.max_tiles", ">=", 1),
+    ("checkpoint.every", ">=", 0),
+    ("checkpoint.keep", ">=", 1),
+)
+
+
+def judge(config: Config, complete: bool) -> list[Fault]:
+    """Faults of all rules. A config that is not `complete` lacks fields: a rule that needs one of them is passed over."""
+    faults = [fault for rule in RULES for fault in _run(rule, config, complete=complete)]
+    for bound in CONFIG_BOUNDS:
+        faults += _run(_bound, "", config, *bound, complete=complete)
+    for name, stage in getattr(config, "stages", {}).items():
+        if not isinstance(stage, StageConfig):
+            continue  # has a fault of its own
+        key = f"stages.{name}"
+        for bound in STAGE_BOUNDS:
+            faults += _run(_bound, f"{key}.", stage, *bound, complete=complete)
+        for rule in STAGE_RULES:
+            faults += _run(rule, key, stage, complete=complete)
+    return faults
+
+
+def judge_generate(config: GenerateConfig, complete: bool) -> list[Fault]:
+    return [fault for rule in GENERATE_RULES for fault in _run(rule, config, complete=complete)]
+
+
+def _run(rule: Callable[..., Iterator[Fault]], *arguments: Any, complete: bool) -> list[Fault]:
+    faults = []
+    try:
+        for fault in rule(*arguments):
+            faults.append(fault)
+    except AttributeError:
+        if complete:
+            raise
+    return faults
+
+
+def _bound(prefix: str, node: Any, key: str, comparison: str, bound: float) -> Iterator[Fault]:
+    value = operator.attrgetter(key)(node)
+    if not isinstance(value, str) and not _COMPARE[comparison](value, bound):
+        remedy = f"allowed: {comparison} {bound}" + (", or frozen" if key.startswith("learning_rate") else "")
+        yield Fault(prefix + key, f"{shown(value)} is out of range", remedy)
+
+
+def run_name_is_a_folder_name(config: Config) -> Iterator[Fault]:
+    if not plain_name(config.run.name):
+        yield Fault("run.name", f"{shown(config.run.name)} is no folder name", "no / or \\, no leading dot, not empty")
+
+
+def run_dir_is_set(config: Config) -> Iterator[Fault]:
+    if not config.run.dir:
+        yield Fault("run.dir", "is empty", "leave it out for runs/NAME, or name a folder")
+
+
+def stages_not_empty(config: Config) -> Iterator[Fault]:
+    if not config.stages:
+        yield Fault("stages", "is empty: nothing would train", "choose a recipe: +recipe=NAME")
+    for name in config.stages:
+        if not plain_name(name):
+            yield Fault(f"stages.{name}", "is no folder name", "no / or \\, no leading dot, not empty")
+
+
+def model_has_a_start(config: Config) -> Iterator[Fault]:
+    if config.model.init:
+        return
+    for part in ("language_model", "vision_tower"):
+        if not getattr(config.model, part):
+            yield Fault(
+                f"model.{part}", "is empty, and so is model.init", f"set model.init=DIR_OR_HUB_NAME or model.{part}"
+            )
+
+
+def attention_fits_precision(config: Config) -> Iterator[Fault]:
+    if config.model.attention not in ("flash_attn", "varlen"):
+        return
+    for name, stage in config.stages.items():
+        if stage.precision != "bf16":
+            problem = (
+                f"{config.model.attention} has no {stage.precision} kernel, and stages.{name} is {stage.precision}"
+            )
+            yield Fault("model.attention", problem, f"set model.attention=auto or stages.{name}.precision=bf16")
+
+
+def data_file_is_readable(config: Config) -> Iterator[Fault]:
+    allowed = (*RECORD_SUFFIXES, ".yaml", ".yml")
+    if config.data.file and Path(config.data.file).suffix not in allowed:
+        remedy = f"allowed: records in {' '.join(RECORD_SUFFIXES)}, a mixture in .yaml"
+        yield Fault("data.file", f"{config.data.file} is of no known kind", remedy)
+
+
+def data_root_is_set(config: Config) -> Iterator[Fault]:
+    if not config.data.root:
+        yield Fault(
+            "data.root", "is empty", "name the folder that files and media are relative to; . for the current one"
+        )
+
+
+def tasks_have_files(config: Config) -> Iterator[Fault]:
+    for name, task in config.evaluation.tasks.items():
+        key = f"evaluation.tasks.{name}"
+        if Path(task.file).suffix not in RECORD_SUFFIXES:
+            yield Fault(f"{key}.file", f"{shown(task.file)} is no record file", f"allowed: {' '.join(RECORD_SUFFIXES)}")
+        if task.limit < 0:
+            yield Fault(f"{key}.limit", f"{task.limit} is out of range", "allowed: >= 0, and 0 means all")
+
+
+def trackers_once(config: Config) -> Iterator[Fault]:
+    if len(set(config.log.trackers)) < len(config.log.trackers):
+        yield Fault("log.trackers", f"{config.log.trackers} names one twice", "name each once")
+
+
+def preview_stage_exists(config: Config) -> Iterator[Fault]:
+    stage, names = config.preview.stage, list(config.stages)
+    if stage and stage not in names:
+        close = nearest(stage, names)
+        remedy = f"did you mean {close}?" if close else f"known: {', '.join(names)}; empty for all"
+        yield Fault("preview.stage", f"no stage {stage}", remedy)
+
+
+def something_trains(key: str, stage: StageConfig) -> Iterator[Fault]:
+    rates = stage.learning_rate
+    if rates.vision_tower == rates.projector == rates.language_model == "frozen":
+        yield Fault(
+            f"{key}.learning_rate", "every part is frozen", f"give one a rate, as {key}.learning_rate.projector=1e-3"
+        )
+
+
+def stage_has_an_end(key: str, stage: StageConfig) -> Iterator[Fault]:
+    if stage.epochs == 0 and stage.max_steps == 0:
+        yield Fault(
+            f"{key}.epochs", "is 0, and so is max_steps: the stage has no step", f"set {key}.epochs or {key}.max_steps"
+        )
+
+
+def offload_fits_zero_level(key: str, stage: StageConfig) -> Iterator[Fault]:
+    zero = stage.zero
+    if zero.offload_optimizer and zero.level == 0:
+        remedy = f"set {key}.zero.level=2 or 3, or offload_optimizer=false"
+        yield Fault(f"{key}.zero.offload_optimizer", "needs a sharded optimiser, and zero.level is 0", remedy)
+    if zero.offload_parameters and zero.level != 3:
+        remedy = f"set {key}.zero.level=3, or offload_parameters=false"
+        yield Fault(
+            f"{key}.zero.offload_parameters", f"needs sharded parameters, and zero.level is {zero.level}", remedy
+        )
+
+
+def grid_fits_mode(key: str, stage: StageConfig) -> Iterator[Fault]:
+    image, where = stage.image, f"{key}.image"
+    if image.mode == "square":
+        if image.grid:
+            yield Fault(f"{where}.grid", "mode square has one tile and would ignore it", f"set {where}.grid=[]")
+        if image.max_tiles != 1:
+            yield Fault(
+                f"{where}.max_tiles", "mode square has one tile and would ignore it", f"set {where}.max_tiles=1"
+            )
+        return
+    if not image.grid:
+        yield Fault(
+            f"{where}.grid", "mode anyres has no canvas to choose", f"set {where}.grid=[[1,2],[2,1],[2,2]] or more"
+        )
+    if any(len(canvas) != 2 or min(canvas) < 1 for canvas in image.grid):
+        yield Fault(
+            f"{where}.grid", f"{image.grid} holds no pairs of tiles", "each entry is [rows, columns], both >= 1"
+        )
+    elif len({tuple(canvas) for canvas in image.grid}) < len(image.grid):
+        yield Fault(f"{where}.grid", "holds a canvas twice", "list each [rows, columns] once")
+
+
+def plain_template_has_no_rules(key: str, stage: StageConfig) -> Iterator[Fault]:
+    if stage.template != "plain":
+        return
+    for name, default in (("label_rule", "clean"), ("tag_policy", "front")):
+        if (value := getattr(stage, name)) != default:
+            problem = f"template plain would ignore {value}: it is one image and its caption, all of it supervised"
+            yield Fault(f"{key}.{name}", problem, f"set {key}.{name}={default} or {key}.template=qwen")
+
+
+def generate_has_a_start(config: GenerateConfig) -> Iterator[Fault]:
+    if not config.model.init:
+        yield Fault("model.init", "is empty", "set model.init=DIR_OR_HUB_NAME")
+
+
+def generate_has_a_prompt(config: GenerateConfig) -> Iterator[Fault]:
+    if not config.prompt.strip():
+        yield Fault("prompt", "is empty", "write 'prompt=What is shown?'")
+
+
+def generate_makes_tokens(config: GenerateConfig) -> Iterator[Fault]:
+    if config.max_new_tokens < 1:
+        yield Fault("max_new_tokens", f"{config.max_new_tokens} is out of range", "allowed: >= 1")
+
+
+def generate_names_videos_once(config: GenerateConfig) -> Iterator[Fault]:
+    if config.video and config.videos:
+        yield Fault("video", "is set, and so is videos", "use videos=[...] alone for several")
+
+
+def plain_name(name: str) -> bool:
+    """Whether a name serves as one folder below another on every system."""
+    return bool(name.strip()) and not name.startswith(".") and not any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name)
+
+
+RULES: tuple[Rule, ...] = (
+    run_name_is_a_folder_name,
+    run_dir_is_set,
+    stages_not_empty,
+    model_has_a_start,
+    attention_fits_precision,
+    data_file_is_readable,
+    data_root_is_set,
+    tasks_have_files,
+    trackers_once,
+    preview_stage_exists,
+)
+STAGE_RULES: tuple[StageRule, ...] = (
+    something_trains,
+    stage_has_an_end,
+    offload_fits_zero_level,
+    grid_fits_mode,
+    plain_template_has_no_rules,
+)
+GENERATE_RULES: tuple[Rule, ...] = (
+    generate_has_a_start,
+    generate_has_a_prompt,
+    generate_makes_tokens,
+    generate_names_videos_once,
+)
