@@ -1,0 +1,127 @@
+"""Attention over a packed row: each token sees its own document, up to itself.
+
+Enters: queries, keys and values of one row of T tokens, and its `Documents`. Leaves: the attention output of the row.
+transformers calls `packed_attention` under the name `PACKED` once `register()` ran; `documents=` reaches it through the
+keyword arguments of the language model's forward. The boundaries come from `cu_seqlens` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, pairwise
+from typing import Any, Literal
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from llava_train.config.errors import ConfigError, Fault
+
+PACKED = "llava_train_packed"
+AttentionChoice = Literal["auto", "flash_attn", "varlen", "sdpa"]
+Kernel = Literal["flash_attn", "varlen", "sdpa"]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Boundaries of the D documents of one row, and the kernel that keeps to them.
+
+    cu_seqlens  int32 [D + 1], on the model's device
+    """
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    kernel: Kernel
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [stop - start for start, stop in pairwise(self.cu_seqlens.tolist())]
+
+
+def choose_kernel(choice: AttentionChoice, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The kernel to run; `auto` takes flash-attn, then torch's varlen, then sdpa. ConfigError where `choice` cannot run."""
+    problem = _kernel_problem(choice, device, dtype)
+    if problem:
+        raise ConfigError([Fault("model.attention", f"{choice}: {problem}", "set model.attention=auto")])
+    if choice != "auto":
+        return choice
+    kernels: tuple[Kernel, ...] = ("flash_attn", "varlen", "sdpa")
+    return next(kernel for kernel in kernels if not _kernel_problem(kernel, device, dtype))
+
+
+def _kernel_problem(choice: AttentionChoice, device: torch.device, dtype: torch.dtype) -> str:
+    if choice in ("auto", "sdpa"):
+        return ""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return f"needs a CUDA device and bf16, not {device.type} and {str(dtype).removeprefix('torch.')}"
+    module = "flash_attn" if choice == "flash_attn" else "torch.nn.attention.varlen"
+    return "" if importlib.util.find_spec(module) else f"{module} is not installed"
+
+
+def register() -> None:
+    """Makes `PACKED` known to transformers. No mask is built for a name without a mask function."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [1, heads, T, head_dim]
+    key: torch.Tensor,  # [1, kv_heads, T, head_dim]
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    documents: Documents,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Returns ([1, T, heads, head_dim], None)."""
+    assert attention_mask is None and query.shape[0] == 1 and dropout == 0.0
+    if sliding_window is not None and sliding_window < documents.max_seqlen:
+        raise ValueError(f"sliding-window attention ({sliding_window} tokens) is not supported in packed rows")
+    run = {"flash_attn": _flash_attn, "varlen": _varlen, "sdpa": _sdpa}[documents.kernel]
+    return run(query, key, value, documents, scaling), None
+
+
+def _flash_attn(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scale: float
+) -> torch.Tensor:
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    bounds, longest = documents.cu_seqlens, documents.max_seqlen
+    return flash_attn_varlen_func(
+        query, key, value, bounds, bounds, longest, longest, softmax_scale=scale, causal=True
+    )[None]
+
+
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scale: float
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = query.shape[1] // key.shape[1]  # repeated: enable_gqa is missing before torch 2.12
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    bounds, longest = documents.cu_seqlens, documents.max_seqlen
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))[None]
+
+
+def _sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scale: float
+) -> torch.Tensor:
+    """Document by document; neighbours of equal length share one call. `split`, since a slice's backward fills the row."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    runs = [(length, len(list(same))) for length, same in groupby(documents.lengths)]
+    sizes = [length * count for length, count in runs]
+    outputs = []
+    for (length, count), *parts in zip(runs, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True):
+        q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in parts)  # [count, heads, length, dim]
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None]

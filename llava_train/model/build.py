@@ -1,0 +1,179 @@
+"""The model of a run from its weights: one LlavaOnevision checkpoint, or a language model and a SigLIP tower.
+
+Weights are read from safetensors alone, no code from a checkpoint runs, and every key must fit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.schema import ModelConfig, Precision
+from llava_train.family.onevision.tokens import prepare_tokenizer
+from llava_train.model.tokenizer import load_tokenizer, placeholder_ids
+from llava_train.model.tiny import make_tiny
+from llava_train.model.trainable import PARTS, Part
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The model in the precision asked for, its tokenizer with `<image>` and `<video>`, and each part's origin."""
+
+    model: LlavaOnevisionForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    sources: dict[Part, str]
+
+
+def load_model(model: ModelConfig, precision: Precision, cache_dir: Path, seed: int = 0) -> LoadedModel:
+    """Loads `model.init`, or builds from `model.language_model` and `model.vision_tower` with a new projector.
+
+    `init: tiny` makes a random checkpoint in `cache_dir`, once. `seed` draws a new projector and newline.
+    Raises ConfigError where weights are absent or a key is missing, unexpected or of another shape.
+    """
+    if not model.init:
+        return _from_parts(model, DTYPES[precision], seed)
+    folder = str(make_tiny(cache_dir / TINY)) if model.init == TINY else model.init
+    return load_checkpoint(folder, DTYPES[precision])
+
+
+def load_checkpoint(folder: str, dtype: torch.dtype | str) -> LoadedModel:
+    """A LlavaOnevision checkpoint, by folder or hub name. dtype "auto": as stored."""
+    hf_model = _load(LlavaOnevisionForConditionalGeneration, "model.init", folder, dtype)
+    _check_supported(hf_model.config)
+    tokenizer = load_tokenizer(folder, "model.init")
+    prepare_tokenizer(tokenizer, hf_model.config.image_token_index, hf_model.config.video_token_index)
+    return LoadedModel(hf_model, tokenizer, dict.fromkeys(PARTS, folder))
+
+
+def _from_parts(model: ModelConfig, dtype: torch.dtype, seed: int) -> LoadedModel:
+    language_model = _load(AutoModelForCausalLM, "model.language_model", model.language_model, dtype)
+    tower = _load_tower(model.vision_tower, dtype)
+    tokenizer = load_tokenizer(model.language_model, "model.language_model")
+    image_id, video_id = placeholder_ids(tokenizer)
+    prepare_tokenizer(tokenizer, image_id, video_id)
+    rows = language_model.config.vocab_size
+    if max(image_id, video_id) >= rows:
+        _fail(
+            "model.language_model",
+            f"{model.language_model}: {rows} embedding rows, no room for <image> and <video> ({image_id}, {video_id})",
+            "use a language model whose embedding has at least two rows more than its tokenizer has tokens",
+        )
+    config = LlavaOnevisionConfig(
+        vision_config=tower.config,
+        text_config=language_model.config,
+        image_token_index=image_id,
+        video_token_index=video_id,
+        tie_word_embeddings=language_model.config.tie_word_embeddings,
+    )
+    with torch.device("meta"):
+        hf_model = LlavaOnevisionForConditionalGeneration(config)
+    hf_model.model.vision_tower = tower
+    hf_model.model.language_model = language_model.model
+    hf_model.lm_head = language_model.lm_head
+    hf_model.generation_config = language_model.generation_config
+    _new_projector(hf_model, dtype, seed)
+    sources: dict[Part, str] = {
+        "vision_tower": model.vision_tower,
+        "projector": f"new, seed {seed}",
+        "language_model": model.language_model,
+    }
+    return LoadedModel(hf_model.eval(), tokenizer, sources)
+
+
+def _new_projector(hf_model: LlavaOnevisionForConditionalGeneration, dtype: torch.dtype, seed: int) -> None:
+    """Linear layers as torch's own default draws them, image_newline with std 1/sqrt(hidden): LLaVA-NeXT, b42941c."""
+    generator = torch.Generator().manual_seed(seed)
+    projector = hf_model.model.multi_modal_projector.to_empty(device="cpu").to(dtype)
+    with torch.no_grad():
+        for linear in (projector.linear_1, projector.linear_2):
+            bound = 1 / math.sqrt(linear.in_features)
+            for parameter in linear.parameters():
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+    hidden = hf_model.config.text_config.hidden_size
+    newline = torch.empty(hidden).normal_(std=1 / math.sqrt(hidden), generator=generator)
+    hf_model.model.image_newline = nn.Parameter(newline.to(dtype))
+
+
+def _load_tower(folder: str, dtype: torch.dtype) -> SiglipVisionModel:
+    """A SigLIP tower. A published one (with its pooling head) loses the head and its last layer.
+
+    LLaVA-OneVision reads the output of layer 26 of SO400M's 27; the last hidden state of the tower cut so is that tensor.
+    A tower whose config has `vision_use_head: false` is taken whole.
+    """
+    config = _config(folder, "model.vision_tower")
+    config = getattr(config, "vision_config", config)
+    if not isinstance(config, SiglipVisionConfig):
+        _fail("model.vision_tower", f"{folder}: {config.model_type} is not a SigLIP tower", "use a SigLIP checkpoint")
+    dropped = r"^(text_model\.|logit_)"
+    if config.vision_use_head:
+        config.vision_use_head = False
+        config.num_hidden_layers -= 1
+        dropped += rf"|^(vision_model\.)?(head\.|encoder\.layers\.{config.num_hidden_layers}\.)"
+    return _load(SiglipVisionModel, "model.vision_tower", folder, dtype, config=config, dropped=dropped)
+
+
+def _load(
+    model_class: Any, key: str, folder: str, dtype: torch.dtype | str, dropped: str = "^$", **kwargs: Any
+) -> PreTrainedModel:
+    """`from_pretrained` that refuses any key that does not fit, but for unexpected ones that match `dropped`."""
+    try:
+        loaded, info = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported, then refused below, together with the others
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            **kwargs,
+        )
+    except OSError as error:
+        _fail(key, str(error), "name a folder or hub checkpoint with safetensors weights")
+    problems = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(name for name in info["unexpected_keys"] if not re.search(dropped, name)),
+        "of another shape": sorted(name for name, *_ in info["mismatched_keys"]),
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        _fail(key, f"{folder} does not fit {type(loaded).__name__}: {told}", "use a checkpoint of this architecture")
+    return loaded
+
+
+def _config(folder: str, key: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except OSError as error:
+        _fail(key, str(error), "name a folder or hub checkpoint with a config.json")
+
+
+def _check_supported(config: LlavaOnevisionConfig) -> None:
+    if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "full":
+        _fail(
+            "model.init",
+            f"vision_feature_layer {config.vision_feature_layer}, strategy {config.vision_feature_select_strategy}",
+            "use a checkpoint with one vision_feature_layer and the strategy full, as LLaVA-OneVision has",
+        )
+
+
+def _fail(key: str, problem: str, remedy: str) -> Any:
+    raise ConfigError([Fault(key, problem, remedy)])

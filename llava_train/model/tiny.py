@@ -1,0 +1,104 @@
+"""A LlavaOnevision checkpoint with random weights, made in a second without a download: for tests and `model.init=tiny`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from llava_train.family.onevision.tokens import prepare_tokenizer
+from llava_train.model.tokenizer import placeholder_ids
+
+# the split of Qwen2's tokenizer.json: contractions, words, single digits, punctuation, newlines, spaces
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, then Qwen2's special tokens and `<image>`, `<video>`: 261 ids."""
+    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", "<image>", "<video>"],
+        model_max_length=32768,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_config(
+    tokenizer: PreTrainedTokenizerBase, tied: bool = True, tile_size: int = 28, patch_size: int = 7
+) -> LlavaOnevisionConfig:
+    """Two layers each; more embedding rows than tokens, as in the published checkpoints; grid (1x1) to (3x3)."""
+    sides = [tile_size * n for n in (1, 2, 3)]
+    vision = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=tile_size,
+        patch_size=patch_size,
+        vision_use_head=False,
+    )
+    text = Qwen2Config(
+        vocab_size=(len(tokenizer) + 64) // 64 * 64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        tie_word_embeddings=tied,
+    )
+    image, video = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    return LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image,
+        video_token_index=video,
+        image_grid_pinpoints=[[height, width] for height in sides for width in sides],
+        vision_aspect_ratio="anyres_max_9",
+        tie_word_embeddings=tied,
+    )
+
+
+def tiny_model(config: LlavaOnevisionConfig, seed: int = 0) -> LlavaOnevisionForConditionalGeneration:
+    """Random fp32 weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlavaOnevisionForConditionalGeneration(config)
+
+
+def make_tiny(out: Path, tokenizer_folder: Path | None = None, *, seed: int = 0, **config: Any) -> Path:
+    """Writes a checkpoint folder, unless it is there, and returns it. `config`: arguments of `tiny_config`."""
+    if not out.exists():
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder) if tokenizer_folder else byte_tokenizer()
+        image_id, video_id = placeholder_ids(tokenizer)
+        prepare_tokenizer(tokenizer, image_id, video_id)
+        hf_model = tiny_model(tiny_config(tokenizer, **config), seed)
+        hf_model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    return out

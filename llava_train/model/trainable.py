@@ -1,0 +1,98 @@
+"""Which parameters train: three parts, each at one learning rate or frozen."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import nn
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from llava_train.config.schema import LearningRate, LearningRates
+from llava_train.model.onevision import num_tower_layers
+
+Part = Literal["vision_tower", "projector", "language_model"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+# image_newline trains with the language model, as in LLaVA-NeXT (commit b42941c): frozen where that is
+PATTERNS: dict[Part, re.Pattern[str]] = {
+    "vision_tower": re.compile(r"^model\.vision_tower\."),
+    "projector": re.compile(r"^model\.multi_modal_projector\."),
+    "language_model": re.compile(r"^(model\.language_model\.|lm_head\.|model\.image_newline$)"),
+}
+NO_DECAY = re.compile(r"(\.bias$|norm\d?\.weight$|layernorm\.weight$|image_newline$)")
+
+
+def part_of(name: str) -> Part:
+    """The part of a parameter of `LlavaOnevisionForConditionalGeneration`, by its name there."""
+    parts = [part for part, pattern in PATTERNS.items() if pattern.search(name)]
+    if len(parts) != 1:
+        raise ValueError(f"parameter {name} belongs to {parts or 'no part'}; it must belong to exactly one of {PARTS}")
+    return parts[0]
+
+
+def is_unused(name: str, config: Any) -> bool:
+    """Whether the forward never reads this parameter: the tower's final norm and layers above the chosen hidden state."""
+    if name.startswith("model.vision_tower.post_layernorm."):
+        return True
+    layer = re.match(r"model\.vision_tower\.encoder\.layers\.(\d+)\.", name)
+    return layer is not None and int(layer[1]) >= num_tower_layers(config)
+
+
+def learning_rate_of(rates: LearningRates, part: Part) -> LearningRate:
+    return getattr(rates, part)
+
+
+def set_trainable(hf_model: LlavaOnevisionForConditionalGeneration, rates: LearningRates) -> None:
+    """Every parameter of a part with a learning rate requires a gradient; frozen parts and unused parameters do not."""
+    for name, parameter in hf_model.named_parameters():
+        frozen = learning_rate_of(rates, part_of(name)) == "frozen" or is_unused(name, hf_model.config)
+        parameter.requires_grad_(not frozen)
+
+
+def parameter_groups(
+    hf_model: LlavaOnevisionForConditionalGeneration, rates: LearningRates, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimiser: {name, params, lr, weight_decay}, one per trained part.
+
+    With weight decay a part has a second group, without it, for biases, norm weights and image_newline. Each trainable
+    parameter is in exactly one group and no group is empty. Call after `set_trainable`.
+    """
+    groups: list[dict[str, Any]] = []
+    trainable = {name: p for name, p in hf_model.named_parameters() if p.requires_grad}
+    for part in PARTS:
+        names = [name for name in trainable if part_of(name) == part]
+        if not names and learning_rate_of(rates, part) != "frozen":
+            raise ValueError(f"nothing to train in {part}: set its learning rate to frozen")
+        kept = [name for name in names if weight_decay > 0 and NO_DECAY.search(name)]
+        decayed = [name for name in names if name not in set(kept)]
+        for suffix, members, decay in (("", decayed, weight_decay), ("_no_decay", kept, 0.0)):
+            if members:
+                params = [trainable[name] for name in members]
+                rate = learning_rate_of(rates, part)
+                groups.append({"name": part + suffix, "params": params, "lr": rate, "weight_decay": decay})
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)) == len(trainable), "a parameter is in no group or in two"
+    return groups
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """A line of the table at the start of a stage."""
+
+    part: Part
+    num_parameters: int
+    num_trainable: int
+    learning_rate: LearningRate
+    source: str
+
+
+def part_table(hf_model: nn.Module, rates: LearningRates, sources: dict[Part, str]) -> list[PartRow]:
+    counts = {part: [0, 0] for part in PARTS}
+    for name, parameter in hf_model.named_parameters():
+        # under ZeRO-3 a parameter's own shape is empty and `ds_numel` its size
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        counts[part_of(name)][0] += size
+        counts[part_of(name)][1] += size if parameter.requires_grad else 0
+    return [PartRow(part, *counts[part], learning_rate_of(rates, part), sources[part]) for part in PARTS]
