@@ -1,1 +1,1 @@
-"""Typed run configuration: from recipes and command line to one checked `Config`. Imports neither torch nor transformers."""
+"""Typed run configuration: from recipes and command line to one checked `Config`. Needs no torch, no transformers."""

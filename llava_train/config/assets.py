@@ -1,4 +1,7 @@
-"""Where recipes, configs, mixtures and small data lie: in the installed package, else in the checkout; never in the working directory."""
+"""Where recipes, configs, mixtures and small data lie: in the installed package, else in the checkout.
+
+The working directory has no say, so that every command works from any folder.
+"""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _own_recipes(folder: str, faults: list[Fault]) -> dict[str, Path]:
 
 
 def _register(recipes: dict[str, Path]) -> None:
-    """Makes the recipes, and no others, known to Hydra as group `recipe`. Raises ConfigError for files that do not parse."""
+    """Makes these recipes, no others, known to Hydra as group `recipe`. Raises ConfigError for what does not parse."""
     store, faults = ConfigStore.instance(), list[Fault]()
     store.repo.pop("recipe", None)
     for name, path in recipes.items():

@@ -83,11 +83,10 @@ def mixture_path(name_or_path: str) -> Path:
 
 
 def stage_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceConfig]:
-    """The sources of a stage, with files and media folders resolved against `data.root` and sources on disk alone or not.
+    """The sources of a stage, files and media folders joined to `data.root`. Raises ConfigError.
 
-    `data.file` replaces the mixture; it is taken from the working directory, else from `data.root`. Sources that are not
-    on disk are in the result, whatever `data.allow_missing_sources` says: the caller leaves them out, and says so.
-    Raises ConfigError.
+    `data.file` replaces the mixture; it is taken from the working directory, else from `data.root`. Sources that are
+    not on disk are in the result, whatever `data.allow_missing_sources` says: the caller leaves them out, by name.
     """
     if data.file and Path(data.file).suffix not in (".yaml", ".yml"):
         own = Path(data.file)
@@ -119,7 +118,7 @@ def _read_mixture(path: Path) -> dict[str, SourceConfig]:
 
 
 def _by_name(entries: list[_OriginalEntry], where: str) -> dict[str, SourceConfig]:
-    """The original's list by file stem, by path where two stems are equal. Raises ConfigError for a file listed twice."""
+    """The original's list by file stem, by path where stems are equal. Raises ConfigError for a file listed twice."""
     sources: dict[str, SourceConfig] = {}
     faults = []
     stems = Counter(Path(path).stem for path in {entry.json_path for entry in entries})

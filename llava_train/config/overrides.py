@@ -1,13 +1,14 @@
 """The words of a command line: group choices, and values set after the recipe is composed.
 
-Values are applied here and not by Hydra, so that each misspelt key is found and texts arrive as written: Hydra's grammar
-refuses apostrophes, `=` and `: `, and makes a sweep of a comma. Other values are read by that grammar.
+Values are applied here and not by Hydra, so that each misspelt key is found and texts arrive as written: Hydra's
+grammar refuses apostrophes, `=` and `: `, and makes a sweep of a comma. Other values are read by that grammar.
 
 Forms: `KEY=VALUE` sets, `+KEY=VALUE` also adds an entry to a mapping by name, `~KEY` removes one.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,15 +20,18 @@ from omegaconf.errors import OmegaConfBaseException
 from llava_train.config.errors import Fault
 from llava_train.config.typed import UNSOUND, describe, field_types, nearest, unknown
 
+Action = Literal["set", "add", "remove"]
 GROUPS = ("recipe", "model")
 CONFIG_DIR = "--config-dir"
+_KEY = r"[^-+~=.\s][^=.]*(?:\.[^=.]+)*"
+_SETTING = re.compile(rf"~(?P<removed>{_KEY})|(?P<sign>\+{{0,2}})(?P<key>{_KEY})=(?P<value>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Override:
     key: str
     value: str
-    action: Literal["set", "add", "remove"]
+    action: Action
 
 
 @dataclass
@@ -46,20 +50,19 @@ def split_words(argv: list[str], faults: list[Fault]) -> CommandLine:
             if not line.config_dir:
                 faults.append(Fault(CONFIG_DIR, "names no folder", f"write {CONFIG_DIR} my_recipes"))
             continue
-        body, action = word.lstrip("+"), "add" if word.startswith("+") else "set"
-        if word.startswith("~"):
-            body, action = word[1:] + "=", "remove"
-        key, equals, value = body.partition("=")
-        if not equals or not all(key.split(".")) or word.startswith("-"):
+        setting = _SETTING.fullmatch(word)
+        if not setting:
             faults.append(
                 Fault(word, "is not a setting", "write KEY=VALUE, for example +recipe=ov_stage or run.seed=1")
             )
-        elif key in GROUPS and action != "remove":
+            continue
+        sign, key, value = setting["sign"], setting["key"] or setting["removed"], setting["value"] or ""
+        if key in GROUPS and not setting["removed"]:
             if line.choices.get(key, value) != value:
                 faults.append(Fault(key, f"is chosen twice: {line.choices[key]} and {value}", "choose one"))
             line.choices[key] = value
         else:
-            line.values.append(Override(key, value.removesuffix("=") if action == "remove" else value, action))
+            line.values.append(Override(key, value, "remove" if setting["removed"] else "add" if sign else "set"))
     return line
 
 
@@ -96,7 +99,7 @@ def restore(value: Any, marks: dict[str, str]) -> Any:
 
 
 def split_list(text: str) -> list[str]:
-    """`[a.png,'b,c.png']` to its entries: commas separate, quotes around a whole entry protect, all else is as written."""
+    """Entries of `[a.png,'b,c.png']`: commas separate, quotes around a whole entry protect, all else is as written."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         raise ValueError(f"a list needs brackets: [{text}]")
@@ -128,7 +131,7 @@ def _read(kind: Any, text: str, marks: dict[str, str]) -> Any:
 
 
 def _is_text(kind: Any) -> bool:
-    return kind is str or get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind))
+    return kind is str or (get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind)))
 
 
 def _mark(text: str, marks: dict[str, str]) -> str:

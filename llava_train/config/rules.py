@@ -55,7 +55,7 @@ STAGE_BOUNDS = (
 
 
 def judge(config: Config, complete: bool) -> list[Fault]:
-    """Faults of all rules. A config that is not `complete` lacks fields: a rule that needs one of them is passed over."""
+    """Faults of all rules. If the config is not `complete` it lacks fields; a rule that needs one is passed over."""
     faults = [fault for rule in RULES for fault in _run(rule, config, complete=complete)]
     for bound in CONFIG_BOUNDS:
         faults += _run(_bound, "", config, *bound, complete=complete)

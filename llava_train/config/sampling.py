@@ -1,4 +1,4 @@
-"""Which records of a source a mixture takes: `all`, `first:N`, `last:N` (or `end:N`), `random:N`, N a count or a percentage."""
+"""Which records of a source a mixture takes: `all`, `first:N`, `last:N` (or `end:N`), `random:N`; N a count or N%."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Sampling:
     percent: Decimal | None = None
 
     def size(self, num_records: int) -> int:
-        """Records taken of `num_records`: a percentage is rounded up, as the original's is (`train.py`, LLaVA-NeXT b42941c)."""
+        """Records taken of `num_records`; percentages round up, as in LLaVA-VL/LLaVA-NeXT, `train.py` (b42941c)."""
         if self.count is not None:
             return min(self.count, num_records)
         if self.percent is not None:
@@ -30,7 +30,7 @@ class Sampling:
         return num_records
 
     def select(self, num_records: int, rng_key: tuple[int, str]) -> list[int]:
-        """Positions taken, in order. `random` depends on `rng_key` (seed, source name) alone, so ranks and restarts agree.
+        """Positions taken, in order. `random` depends on `rng_key` (seed, source name) alone: ranks and restarts agree.
 
         Worked case: `last:33%` of 10 records takes ceil(3.3) = 4: [6, 7, 8, 9].
         """

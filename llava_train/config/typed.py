@@ -12,7 +12,6 @@ import re
 import types
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llava_train.config.errors import Fault
@@ -22,8 +21,7 @@ _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # what YAML 1.1 reads
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-@cache
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """Field name to resolved type, in the order of the class."""
     hints = get_type_hints(cls)
     return {f.name: hints[f.name] for f in fields(cls)}

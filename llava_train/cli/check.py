@@ -1,0 +1,65 @@
+"""`check`: every fault of a run at once, its files included, without a GPU and without loading weights."""
+
+from __future__ import annotations
+
+import math
+
+from llava_train.config.errors import ConfigError
+from llava_train.config.files import StageRecords, check_files
+from llava_train.config.load import collect
+from llava_train.config.schema import Config, StageConfig
+
+
+def run(argv: list[str]) -> int:
+    """Prints a summary of a sound run. Raises ConfigError with all faults of one that is not."""
+    config, faults = collect(argv)
+    records, missing = check_files(config, complete=not faults)
+    if faults or missing:
+        raise ConfigError(faults + missing)
+    print(summary(config, records))
+    return 0
+
+
+def summary(config: Config, records: dict[str, StageRecords]) -> str:
+    """What would run, stage by stage."""
+    model = config.model
+    start = model.init or f"{model.language_model} and {model.vision_tower}, with a new projector"
+    lines = [f"{config.run.name}: no faults. Starts from {start}; writes to {config.run.dir}, seed {config.run.seed}."]
+    for name, stage in config.stages.items():
+        lines += [f"stage {name}", *(f"  {key:<10} {text}" for key, text in _stage_rows(config, stage, records[name]))]
+    return "\n".join(lines)
+
+
+def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> list[tuple[str, str]]:
+    rates, zero = stage.learning_rate, stage.zero
+    parts = [f"{part} {rate:g}" for part, rate in vars(rates).items() if rate != "frozen"]
+    frozen = [part for part, rate in vars(rates).items() if rate == "frozen"]
+    offloaded = [
+        name.removeprefix("offload_") for name in ("offload_optimizer", "offload_parameters") if getattr(zero, name)
+    ]
+    rows = [
+        ("trains", ", ".join(parts) + (f"; frozen: {', '.join(frozen)}" if frozen else "")),
+        ("data", f"{config.data.file or stage.mixture}: {_samples(records)}"),
+        ("steps", f"{_steps(stage, records)}, each of {stage.global_batch_size} samples"),
+        ("images", stage.image.mode + (f", {len(stage.image.grid)} canvases" if stage.image.grid else "")),
+        ("precision", stage.precision),
+        ("ZeRO", f"{zero.level}" + (f", on the CPU: {', '.join(offloaded)}" if offloaded else "")),
+    ]
+    if records.left_out:
+        rows.append(("left out", ", ".join(records.left_out)))
+    return rows
+
+
+def _samples(records: StageRecords) -> str:
+    uncounted = len(records.not_counted)
+    return f"{records.num_samples} samples" + (
+        f" and {uncounted} large files that are not counted here" if uncounted else ""
+    )
+
+
+def _steps(stage: StageConfig, records: StageRecords) -> str:
+    if records.not_counted:
+        return f"{stage.max_steps} at the most" if stage.max_steps else f"{stage.epochs:g} epochs"
+    per_epoch = math.ceil(records.num_samples / stage.global_batch_size)
+    by_epochs = math.ceil(per_epoch * stage.epochs)
+    return str(min(n for n in (by_epochs, stage.max_steps) if n))

@@ -1,0 +1,83 @@
+"""Picks the verb; without one, trains. What a user can cause ends in a message and exit code 2, without a traceback."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from llava_train.config.assets import headline, shipped_recipes
+from llava_train.config.errors import ConfigError, DataError
+from llava_train.config.typed import nearest
+
+VERBS = {
+    "train": "train the stages of a recipe (the verb may be left out)",
+    "check": "find every fault of a run, without a GPU and without loading weights",
+    "preview": "show samples as the model sees them: preview.format=text|jsonl preview.count=N",
+    "generate": "answer a prompt about images or a video",
+}
+_HELP = """\
+usage: python -m llava_train [VERB] +recipe=NAME [KEY=VALUE ...]
+
+verbs
+{verbs}
+
+recipes
+{recipes}
+
+examples
+  python -m llava_train +recipe=tiny
+  python -m llava_train check +recipe=ov_stage model=onevision_0_5b
+  torchrun --nproc_per_node 8 -m llava_train +recipe=ov_stage data.root=DIR
+  python -m llava_train generate model.init=DIR 'prompt=What is shown?' 'images=[a.png,b.png]'
+
+your own data, with any verb that reads a recipe
+  python -m llava_train +recipe=ov_stage model.init=DIR_OR_HUB_NAME data.file=FILE data.root=DIR
+
+your own recipe: my_recipes/mine.yaml with `defaults: [ov_stage, _self_]` and what differs
+  python -m llava_train --config-dir my_recipes +recipe=mine
+
+settings: KEY=VALUE sets, +KEY=VALUE adds an entry to a mapping by name, ~KEY removes one; texts are taken as written.
+sizes: model=onevision_0_5b | onevision_7b | onevision_72b. What each key means: llava_train/config/schema.py."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line. Returns its exit code: 0, or 2 for what the user can mend."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or {"--help", "-h"} & set(words):
+        print(help_text())
+        return 0 if words else 2
+    verb, rest = pick_verb(words)
+    if verb not in VERBS:
+        close = nearest(verb, VERBS)
+        print(
+            f"no verb {verb}\n    -> " + (f"did you mean {close}?" if close else f"known: {', '.join(VERBS)}"),
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        return int(importlib.import_module(f"llava_train.cli.{verb}").run(rest))
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":  # the same on every rank, so one of them tells
+            print(error, file=sys.stderr)
+    except DataError as error:
+        print(error, file=sys.stderr)
+    return 2
+
+
+def pick_verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb and the words after it; `train` where the first word is a setting or an option."""
+    first = words[0]
+    if "=" in first or first.startswith(("-", "+", "~")):
+        return "train", words
+    return first, words[1:]
+
+
+def help_text() -> str:
+    recipes = {name: headline(path) for name, path in shipped_recipes().items()}
+    return _HELP.format(verbs=_table(VERBS), recipes=_table(recipes))
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())

@@ -1,0 +1,152 @@
+"""What a run needs on disk, judged without loading a weight or a pixel: checkpoints, sources, records for a batch."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.mixture import RECORD_SUFFIXES, UNRELEASED, SourceConfig, stage_sources
+from llava_train.config.sampling import parse_sampling
+from llava_train.config.schema import Config, StageConfig
+
+TINY = "tiny"  # the value of model.init that stands for random weights
+COUNT_LIMIT = 64 * 2**20  # bytes; a larger file is not opened to count its records
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass
+class StageRecords:
+    """How much a stage would train on, as far as its files can be counted at once."""
+
+    num_samples: int = 0
+    not_counted: list[str] = field(default_factory=list)  # sources whose file is too large to count here
+    left_out: list[str] = field(default_factory=list)  # sources not on disk, under data.allow_missing_sources
+
+
+def check_files(config: Config, complete: bool = True) -> tuple[dict[str, StageRecords], list[Fault]]:
+    """Records by stage, and all faults. Of a config that is not `complete`, what needs an absent field is not judged."""
+    records: dict[str, StageRecords] = {}
+    faults: list[Fault] = []
+    checks = [partial(start_faults, config), partial(task_faults, config)]
+    for name, stage in getattr(config, "stages", {}).items():
+        records[name] = StageRecords()
+        checks.append(partial(stage_faults, config, name, stage, records[name]))
+    for check in checks:
+        try:
+            faults += check()
+        except AttributeError:
+            if complete:
+                raise
+    return records, faults
+
+
+def start_faults(config: Config) -> list[Fault]:
+    """Where the first stage starts: a checkpoint, or the two parts."""
+    model = config.model
+    if model.init == TINY:
+        return []
+    if model.init:
+        remedy = "run the recipe that writes this folder first, or start elsewhere: model.init=DIR_OR_HUB_NAME"
+        return _folder_faults("model.init", model.init, remedy)
+    faults = []
+    for part in ("language_model", "vision_tower"):
+        if path := getattr(model, part):
+            faults += _folder_faults(f"model.{part}", path, f"put it there, or set model.{part}=DIR_OR_HUB_NAME")
+    return faults
+
+
+def task_faults(config: Config) -> list[Fault]:
+    """Held-out questions that are not on disk."""
+    faults = []
+    for name, task in config.evaluation.tasks.items():
+        if not (path := Path(config.data.root, task.file)).is_file():
+            remedy = f"put it there, set data.root, or leave it out: ~evaluation.tasks.{name}"
+            faults.append(Fault(f"evaluation.tasks.{name}.file", f"no file {path}", remedy))
+    return faults
+
+
+def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRecords) -> list[Fault]:
+    """Sources of a stage that are missing or not readable, and too few records; counts into `records`."""
+    data, key = config.data, "data.file" if config.data.file else f"stages.{name}.mixture"
+    try:
+        sources = stage_sources(data, stage)
+    except ConfigError as error:
+        return [Fault(key, f"{fault.key}: {fault.problem}", fault.remedy) for fault in error.faults]
+    faults = []
+    for source_name, source in sources.items():
+        if not Path(source.file).is_file() and data.allow_missing_sources and not data.file:
+            records.left_out.append(source_name)
+            continue
+        problem, remedy = source_problem(source, own=bool(data.file))
+        if problem:
+            faults.append(Fault(key, f"source {source_name}: {problem}", remedy))
+        elif Path(source.file).stat().st_size > COUNT_LIMIT:
+            records.not_counted.append(source_name)
+        else:
+            try:
+                size = parse_sampling(source.sampling).size(count_records(Path(source.file)))
+            except ValueError as error:
+                faults.append(Fault(key, f"source {source_name}: {source.file}: {error}", "mend the file"))
+                continue
+            records.num_samples += size * source.repeat
+    if len(records.left_out) == len(sources):
+        faults.append(Fault(key, "not one of its sources is on disk", f"set data.root; now it is {data.root}"))
+    elif not faults and not records.not_counted and records.num_samples < stage.global_batch_size:
+        problem = f"{records.num_samples} samples are fewer than one batch of {stage.global_batch_size}"
+        batch_key = f"stages.{name}.global_batch_size"
+        faults.append(
+            Fault(batch_key, problem, f"set {batch_key}={max(records.num_samples, 1)} or less, or add samples")
+        )
+    return faults
+
+
+def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
+    """What keeps a source from being read, and the remedy; two empty texts if nothing does. `own`: it is data.file."""
+    if not Path(source.file).is_file():
+        leave_out = "data.allow_missing_sources=true leaves absent sources out"
+        if own:
+            remedy = "check data.file and data.root"
+        elif source.repository == UNRELEASED:
+            remedy = f"it was never released; {leave_out}"
+        else:
+            where = f"download {source.repository}" if source.repository else "put it there"
+            remedy = f"{where}, or set data.root; {leave_out}"
+        return f"no file {source.file}", remedy
+    if not Path(source.media_root).is_dir():
+        return f"no media folder {source.media_root}", "put the images and videos there, or set data.root"
+    return "", ""
+
+
+def count_records(path: Path) -> int:
+    """Records of a JSON list, or non-blank lines of a JSONL file. ValueError if it is neither."""
+    if path.suffix not in RECORD_SUFFIXES:
+        raise ValueError(f"is no record file; allowed: {' '.join(RECORD_SUFFIXES)}")
+    if path.suffix == ".jsonl":
+        with path.open("rb") as lines:
+            return sum(1 for line in lines if line.strip())
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, list):
+        raise ValueError("is JSON, but no list of records")
+    return len(content)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a start names a model on the hub: ORG/NAME, where nothing of that name, nor ORG, lies on disk."""
+    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists() and not Path(name).parent.exists()
+
+
+def _folder_faults(key: str, path: str, remedy: str) -> list[Fault]:
+    if is_hub_name(path):
+        return []
+    folder = Path(path)
+    if not folder.is_dir():
+        return [Fault(key, f"no folder {path}", remedy)]
+    if not (folder / "config.json").is_file():
+        return [Fault(key, f"{path} has no config.json, so it is no checkpoint", remedy)]
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        return [Fault(key, f"{path} has no weights (*.safetensors)", remedy)]
+    return []
