@@ -34,9 +34,7 @@ def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> li
     rates, zero = stage.learning_rate, stage.zero
     parts = [f"{part} {rate:g}" for part, rate in vars(rates).items() if rate != "frozen"]
     frozen = [part for part, rate in vars(rates).items() if rate == "frozen"]
-    offloaded = [
-        name.removeprefix("offload_") for name in ("offload_optimizer", "offload_parameters") if getattr(zero, name)
-    ]
+    offloaded = ["optimizer"] * zero.offload_optimizer + ["parameters"] * zero.offload_parameters
     rows = [
         ("trains", ", ".join(parts) + (f"; frozen: {', '.join(frozen)}" if frozen else "")),
         ("data", f"{config.data.file or stage.mixture}: {_samples(records)}"),
@@ -51,10 +49,8 @@ def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> li
 
 
 def _samples(records: StageRecords) -> str:
-    uncounted = len(records.not_counted)
-    return f"{records.num_samples} samples" + (
-        f" and {uncounted} large files that are not counted here" if uncounted else ""
-    )
+    large = len(records.not_counted)
+    return f"{records.num_samples} samples" + (f" and {large} files too large to count here" if large else "")
 
 
 def _steps(stage: StageConfig, records: StageRecords) -> str:

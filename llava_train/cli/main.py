@@ -50,10 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     verb, rest = pick_verb(words)
     if verb not in VERBS:
         close = nearest(verb, VERBS)
-        print(
-            f"no verb {verb}\n    -> " + (f"did you mean {close}?" if close else f"known: {', '.join(VERBS)}"),
-            file=sys.stderr,
-        )
+        remedy = f"did you mean {close}?" if close else f"known: {', '.join(VERBS)}"
+        print(f"no verb {verb}\n    -> {remedy}", file=sys.stderr)
         return 2
     try:
         return int(importlib.import_module(f"llava_train.cli.{verb}").run(rest))

@@ -28,7 +28,7 @@ class StageRecords:
 
 
 def check_files(config: Config, complete: bool = True) -> tuple[dict[str, StageRecords], list[Fault]]:
-    """Records by stage, and all faults. Of a config that is not `complete`, what needs an absent field is not judged."""
+    """Records by stage, and all faults. Of one that is not `complete`, what needs an absent field is not judged."""
     records: dict[str, StageRecords] = {}
     faults: list[Fault] = []
     checks = [partial(start_faults, config), partial(task_faults, config)]

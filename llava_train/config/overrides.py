@@ -52,9 +52,7 @@ def split_words(argv: list[str], faults: list[Fault]) -> CommandLine:
             continue
         setting = _SETTING.fullmatch(word)
         if not setting:
-            faults.append(
-                Fault(word, "is not a setting", "write KEY=VALUE, for example +recipe=ov_stage or run.seed=1")
-            )
+            faults.append(Fault(word, "is not a setting", "write KEY=VALUE, for example run.seed=1"))
             continue
         sign, key, value = setting["sign"], setting["key"] or setting["removed"], setting["value"] or ""
         if key in GROUPS and not setting["removed"]:
