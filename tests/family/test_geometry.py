@@ -121,7 +121,7 @@ def test_layout_equals_transformers_on_random_sizes(geometry: Geometry):
 
 
 def test_feature_crop_keeps_what_is_not_padding():
-    """By hand: 64 x 32 fills the demo's (2, 1) canvas; 20 x 100 loses rows of (1, 2) evenly; (2, 2) shrinks to 1 tile."""
+    """By hand: 64 x 32 fills the demo's (2, 1); 20 x 100 loses rows of (1, 2) evenly; (2, 2) shrinks to 1 tile."""
     crop = DEMO.feature_crop(DEMO.image(64, 32))
     assert (crop.rows, crop.columns, crop.size) == (slice(0, 8), slice(0, 4), (8, 4))
     wide = DEMO.feature_crop(DEMO.image(20, 100))

@@ -1,0 +1,74 @@
+"""What data must know of a model, read from its config and tokenizer alone: no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.schema import ModelConfig
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.family.onevision.tokens import add_tags, prepare_tokenizer
+
+MODEL_TYPE = "llava_onevision"
+
+
+@dataclass(frozen=True)
+class OneVisionSettings:
+    """tile_size, patch_size: of the vision tower, in pixels."""
+
+    tile_size: int
+    patch_size: int
+    image_token_id: int
+    video_token_id: int
+
+
+def read_model(model: ModelConfig) -> tuple[OneVisionSettings, PreTrainedTokenizerBase]:
+    """Settings and prepared tokenizer of `model.init`, or of the parts. Raises ConfigError."""
+    if model.init:
+        settings = read_config(model.init)
+        return settings, read_tokenizer(model.init, settings)
+    tower = _config(model.vision_tower, "model.vision_tower")
+    tower = getattr(tower, "vision_config", tower)
+    tokenizer = _tokenizer(model.language_model, "model.language_model")
+    add_tags(tokenizer)
+    ids = [tokenizer.convert_tokens_to_ids(tag) for tag in (IMAGE_TAG, VIDEO_TAG)]
+    return OneVisionSettings(tower.image_size, tower.patch_size, *ids), tokenizer
+
+
+def read_config(folder_or_name: str) -> OneVisionSettings:
+    """Settings from the config.json of a LlavaOnevision checkpoint; the folder needs no weights. Raises ConfigError."""
+    config = _config(folder_or_name, "model.init")
+    if config.model_type != MODEL_TYPE:
+        problem = f"{folder_or_name} holds a {config.model_type} model, not {MODEL_TYPE}"
+        raise ConfigError([Fault("model.init", problem, "start from a LlavaOnevision checkpoint, or from parts")])
+    tower = config.vision_config
+    return OneVisionSettings(tower.image_size, tower.patch_size, config.image_token_index, config.video_token_index)
+
+
+def read_tokenizer(folder_or_name: str, settings: OneVisionSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, with `<image>` and `<video>` at the ids of its config. Raises ConfigError."""
+    tokenizer = _tokenizer(folder_or_name, "model.init")
+    prepare_tokenizer(tokenizer, settings.image_token_id, settings.video_token_id)
+    return tokenizer
+
+
+def _config(folder_or_name: str, key: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder_or_name)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder_or_name, key, "config", error) from error
+
+
+def _tokenizer(folder_or_name: str, key: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder_or_name)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder_or_name, key, "tokenizer", error) from error
+
+
+def _unreadable(folder_or_name: str, key: str, what: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()[0]
+    remedy = "give a folder that holds config.json and tokenizer files, or a hub name"
+    return ConfigError([Fault(key, f"no {what} can be read from {folder_or_name!r}: {reason}", remedy)])

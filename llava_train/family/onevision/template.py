@@ -1,0 +1,240 @@
+"""The text rules of a conversation: which pieces of text a sample becomes, and which of them are learned.
+
+Enters: turns as (role, text), role one of system, human, gpt. Leaves: `Piece`s in order, for the encoder to turn into ids
+and labels in one pass; and the Jinja chat template by which an exported checkpoint renders the same text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
+DEFAULT_SYSTEM = "You are a helpful assistant."
+CAPTION_NOISE = "QA_GT_caption_based_noisy"  # left in some published records; LLaVA-NeXT, preprocess_multimodal
+
+MediumKind = Literal["image", "video"]
+TagPolicy = Literal["front", "keep"]
+LabelRule = Literal["clean", "original"]
+TurnText = tuple[str, str]  # role, text
+
+_TAGS = re.compile(f"({IMAGE_TAG}|{VIDEO_TAG})")
+_ROLE_NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
+
+
+class TemplateError(ValueError):
+    """A conversation that the template cannot hold. `reason` is the short countable kind."""
+
+    def __init__(self, reason: str, detail: str):
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}")
+
+
+class Piece(NamedTuple):
+    """Text that is tokenised by itself, or the place of one medium (then `text` is empty)."""
+
+    text: str
+    supervised: bool
+    medium: MediumKind | None = None
+
+
+class Template(Protocol):
+    """One chat format. `constants`: texts that recur in every sample. `always_supervised`: learned wherever they stand."""
+
+    constants: tuple[str, ...]
+    always_supervised: tuple[str, ...]
+
+    def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]: ...
+
+    def prompt_pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]: ...
+
+
+def media_tags(num_images: int, num_videos: int) -> dict[str, MediumKind]:
+    """What each tag denotes in a sample: nothing without media; with videos alone either tag is a video."""
+    if not num_images and not num_videos:
+        return {}
+    return {IMAGE_TAG: "image" if num_images else "video", VIDEO_TAG: "video"}
+
+
+def media_order(turns: Iterable[TurnText], num_images: int, num_videos: int) -> list[tuple[MediumKind, int]]:
+    """Media in reading order as (kind, index among its kind). Raises TemplateError where tags and media differ in number.
+
+    Worked case: `<video>\\nand <image>`, one image, one video -> [("video", 0), ("image", 0)].
+    """
+    tags = media_tags(num_images, num_videos)
+    order: list[tuple[MediumKind, int]] = []
+    counts: dict[MediumKind, int] = {"image": 0, "video": 0}
+    if tags:
+        for _, text in turns:
+            for tag in _TAGS.findall(text):
+                kind = tags[tag]
+                order.append((kind, counts[kind]))
+                counts[kind] += 1
+    if (counts["image"], counts["video"]) != (num_images, num_videos):
+        found = f"{counts['image']} image and {counts['video']} video tags"
+        raise TemplateError("tag/media mismatch", f"{found} for {num_images} images and {num_videos} videos")
+    return order
+
+
+def normalise_tags(text: str, tag_policy: TagPolicy) -> str:
+    """The text of a turn of a sample with media, as it is trained on.
+
+    front: LLaVA-NeXT's preprocess_multimodal (llava/train/train.py, commit b42941c): a turn's only tag moves to its front,
+    followed by a newline, and the rest is stripped. keep: as written.
+    """
+    if tag_policy == "keep":
+        return text
+    tags = _TAGS.findall(text)
+    if len(tags) == 1 and not text.startswith(tags[0]):
+        text = f"{tags[0]}\n{text.replace(tags[0], '').strip()}".strip()
+    return text.replace(CAPTION_NOISE, "")
+
+
+def rendered_by_template(turns: Iterable[TurnText], tags: dict[str, MediumKind], tag_policy: TagPolicy) -> bool:
+    """Whether some chat message makes `chat_template` render every turn as it is trained on.
+
+    Not so: a tag within a line, and a tag that is ordinary text (a tokenizer reads it as a placeholder).
+    """
+    if not tags:
+        return not any(_TAGS.search(text) for _, text in turns)
+    return all(_is_rendered(normalise_tags(text, tag_policy), tag_policy) for _, text in turns)
+
+
+def _is_rendered(text: str, tag_policy: TagPolicy) -> bool:
+    first, *parts = _TAGS.split(text)
+    tags, texts = parts[0::2], parts[1::2]
+    if len(tags) == 1 and tag_policy == "front":
+        rest = texts[0].strip()
+        return not first and texts[0] == (f"\n{rest}" if rest else "")
+    return all(after.startswith("\n") for after in texts)
+
+
+def _split_at_tags(text: str, supervised: bool, tags: dict[str, MediumKind]) -> list[Piece]:
+    if not tags:
+        return [Piece(text, supervised)]
+    parts = _TAGS.split(text)
+    return [Piece("", False, tags[part]) if part in tags else Piece(part, supervised) for part in parts if part]
+
+
+class QwenTemplate:
+    """ChatML. Header, content, `<|im_end|>` and newline are pieces of their own, as they are when a model answers.
+
+    clean: answers and their `<|im_end|>` are supervised. original: whole assistant messages, and every newline,
+    `<|im_start|>` and `<|im_end|>` anywhere (LLaVA-NeXT, preprocess_qwen, commit b42941c).
+    Worked case (S = supervised): `<|im_start|>user\\n` `Hi` `<|im_end|>` `\\n` `<|im_start|>assistant\\n` `Yes`S `<|im_end|>`S `\\n`.
+    """
+
+    def __init__(self, label_rule: LabelRule, tag_policy: TagPolicy):
+        self._whole_answers = label_rule == "original"
+        self._tag_policy: TagPolicy = tag_policy
+        self.always_supervised = ("\n", "<|im_start|>", "<|im_end|>") if self._whole_answers else ()
+        self.constants = (DEFAULT_SYSTEM, "<|im_end|>", "\n", *map(_header, _ROLE_NAMES))
+
+    def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
+        if turns[0][0] != "system":
+            turns = [("system", DEFAULT_SYSTEM), *turns]
+        pieces = []
+        for role, text in turns:
+            learned = role == "gpt"
+            if tags:
+                text = normalise_tags(text, self._tag_policy)
+            pieces.append(Piece(_header(role), learned and self._whole_answers))
+            pieces += _split_at_tags(text, learned, tags)
+            pieces += [Piece("<|im_end|>", learned), Piece("\n", learned and self._whole_answers)]
+        return pieces
+
+    def prompt_pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
+        """The conversation without its last answer, open for one."""
+        if turns[-1][0] == "gpt":
+            turns = turns[:-1]
+        return [*self.pieces(turns, tags), Piece(_header("gpt"), False)]
+
+
+def _header(role: str) -> str:
+    return f"<|im_start|>{_ROLE_NAMES[role]}\n"
+
+
+class PlainTemplate:
+    """Caption alone: the media of turn 1 (its words are dropped), then turn 2 and a newline, both supervised."""
+
+    constants: tuple[str, ...] = ()
+    always_supervised: tuple[str, ...] = ()
+
+    def __init__(self, tag_policy: TagPolicy):
+        self._tag_policy: TagPolicy = tag_policy
+
+    def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
+        if [role for role, _ in turns] != ["human", "gpt"]:
+            raise TemplateError(
+                "not a caption", f"the plain template takes one human and one gpt turn, not {len(turns)}"
+            )
+        caption = normalise_tags(turns[1][1], self._tag_policy)
+        return [*self.prompt_pieces(turns, tags), *_split_at_tags(caption + "\n", True, tags)]
+
+    def prompt_pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
+        media = [piece for piece in _split_at_tags(turns[0][1], False, tags) if piece.medium]
+        if not media:
+            raise TemplateError("not a caption", "the plain template needs an image or video, with its tag in turn 1")
+        return media
+
+
+def make_template(name: str, label_rule: LabelRule, tag_policy: TagPolicy) -> Template:
+    """The template of a stage. `name`: plain or qwen."""
+    return {"plain": lambda: PlainTemplate(tag_policy), "qwen": lambda: QwenTemplate(label_rule, tag_policy)}[name]()
+
+
+def chat_template(tag_policy: TagPolicy) -> str:
+    """Jinja source for an exported checkpoint: renders messages as `QwenTemplate` does turns, answers marked as generated.
+
+    `content` is a string, taken as written, or parts {type: image}, {type: video}, {type: text, text}. front: a message's
+    only medium comes first, a newline after it, the joined text stripped. Else media keep their place, each followed by a
+    newline unless the text after it begins with one.
+    """
+    return _CHAT_TEMPLATE.replace("FRONT", "true" if tag_policy == "front" else "false")
+
+
+_CHAT_TEMPLATE = r"""
+{%- macro render(content) -%}
+  {%- set ns = namespace(num_media=0, tag='', words='', text='', open=false) -%}
+  {%- for part in content -%}
+    {%- if part['type'] == 'text' -%}
+      {%- set words = part['text'] -%}
+      {%- if ns.open and words -%}
+        {%- set ns.text = ns.text + ('' if words.startswith('\n') else '\n') -%}
+        {%- set ns.open = false -%}
+      {%- endif -%}
+      {%- set ns.words = ns.words + words -%}
+      {%- set ns.text = ns.text + words -%}
+    {%- elif part['type'] in ['image', 'video'] -%}
+      {%- set ns.num_media = ns.num_media + 1 -%}
+      {%- set ns.tag = '<' + part['type'] + '>' -%}
+      {%- set ns.text = ns.text + ('\n' if ns.open else '') + ns.tag -%}
+      {%- set ns.open = true -%}
+    {%- else -%}
+      {{- raise_exception('content parts are text, image or video, not ' + part['type']) -}}
+    {%- endif -%}
+  {%- endfor -%}
+  {%- if FRONT and ns.num_media == 1 -%}
+    {%- set words = ns.words | trim -%}
+    {{- ns.tag + ('\n' + words if words else '') -}}
+  {%- else -%}
+    {{- ns.text + ('\n' if ns.open else '') -}}
+  {%- endif -%}
+{%- endmacro -%}
+{%- if messages[0]['role'] != 'system' -%}
+  {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+  {{- '<|im_start|>' + message['role'] + '\n' -}}
+  {%- set text = message['content'] if message['content'] is string else render(message['content']) -%}
+  {%- if message['role'] == 'assistant' -%}
+    {%- generation -%}{{- text + '<|im_end|>' -}}{%- endgeneration -%}{{- '\n' -}}
+  {%- else -%}
+    {{- text + '<|im_end|>\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\n' -}}
+{%- endif -%}
+""".strip()

@@ -1,0 +1,32 @@
+"""The `<image>` and `<video>` placeholder tokens of a tokenizer."""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, image_token_id: int, video_token_id: int) -> None:
+    """Adds `<image>`, `<video>` where missing, in place. Raises ConfigError where their ids are not the config's."""
+    expected = {IMAGE_TAG: image_token_id, VIDEO_TAG: video_token_id}
+    add_tags(tokenizer, sorted(expected, key=expected.__getitem__))
+    found = tokenizer.get_added_vocab()
+    faults = [_fault(tag, found.get(tag), wanted) for tag, wanted in expected.items() if found.get(tag) != wanted]
+    if faults:
+        raise ConfigError(faults)
+
+
+def add_tags(tokenizer: PreTrainedTokenizerBase, tags: list[str] | tuple[str, ...] = (IMAGE_TAG, VIDEO_TAG)) -> None:
+    """Adds the tags that are not yet tokens, in the given order, as special and not normalised."""
+    known = tokenizer.get_added_vocab()
+    missing = [AddedToken(tag, special=True, normalized=False) for tag in tags if tag not in known]
+    tokenizer.add_tokens(missing, special_tokens=True)
+
+
+def _fault(tag: str, found: int | None, wanted: int) -> Fault:
+    key = f"{tag.strip('<>')}_token_index"
+    problem = f"the tokenizer's {tag} has id {found}, config.json says {key} = {wanted}"
+    return Fault("model.init", problem, f"write {key} = {found} there, or use the tokenizer that belongs to the model")
