@@ -40,7 +40,7 @@ class Documents:
 
 
 def choose_kernel(choice: AttentionChoice, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The kernel to run; `auto` takes flash-attn, then torch's varlen, then sdpa. ConfigError where `choice` cannot run."""
+    """The kernel to run; `auto`: flash-attn, torch's varlen or sdpa. ConfigError where `choice` cannot run."""
     problem = _kernel_problem(choice, device, dtype)
     if problem:
         raise ConfigError([Fault("model.attention", f"{choice}: {problem}", "set model.attention=auto")])
@@ -67,7 +67,7 @@ def register() -> None:
 
 
 def packed_attention(
-    module: torch.nn.Module,
+    _module: torch.nn.Module,
     query: torch.Tensor,  # [1, heads, T, head_dim]
     key: torch.Tensor,  # [1, kv_heads, T, head_dim]
     value: torch.Tensor,
@@ -77,10 +77,12 @@ def packed_attention(
     scaling: float,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Returns ([1, T, heads, head_dim], None)."""
-    assert attention_mask is None and query.shape[0] == 1 and dropout == 0.0
+    assert attention_mask is None
+    assert len(query) == 1
+    assert dropout == 0.0
     if sliding_window is not None and sliding_window < documents.max_seqlen:
         raise ValueError(f"sliding-window attention ({sliding_window} tokens) is not supported in packed rows")
     run = {"flash_attn": _flash_attn, "varlen": _varlen, "sdpa": _sdpa}[documents.kernel]
@@ -94,9 +96,8 @@ def _flash_attn(
 
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     bounds, longest = documents.cu_seqlens, documents.max_seqlen
-    return flash_attn_varlen_func(
-        query, key, value, bounds, bounds, longest, longest, softmax_scale=scale, causal=True
-    )[None]
+    out = flash_attn_varlen_func(query, key, value, bounds, bounds, longest, longest, softmax_scale=scale, causal=True)
+    return out[None]
 
 
 def _varlen(
@@ -108,13 +109,15 @@ def _varlen(
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     bounds, longest = documents.cu_seqlens, documents.max_seqlen
-    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))[None]
+    out = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))
+    assert isinstance(out, torch.Tensor)
+    return out[None]
 
 
 def _sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scale: float
 ) -> torch.Tensor:
-    """Document by document; neighbours of equal length share one call. `split`, since a slice's backward fills the row."""
+    """Document by document, neighbours of equal length in one call. `split`: a slice's backward would fill the row."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     runs = [(length, len(list(same))) for length, same in groupby(documents.lengths)]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,16 +18,14 @@ from transformers import (
     AutoModelForCausalLM,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.schema import ModelConfig, Precision
-from llava_train.family.onevision.tokens import prepare_tokenizer
-from llava_train.model.tokenizer import load_tokenizer, placeholder_ids
+from llava_train.config.schema import GenerateModel, ModelConfig, Precision
+from llava_train.family.onevision.settings import read_config, read_model, read_tokenizer
 from llava_train.model.tiny import make_tiny
 from llava_train.model.trainable import PARTS, Part
 
@@ -44,40 +42,41 @@ class LoadedModel:
     sources: dict[Part, str]
 
 
+def resolve_init(model: ModelConfig, cache_dir: Path) -> ModelConfig:
+    """`model` with `init: tiny` replaced by the folder of a random checkpoint, made in `cache_dir` once."""
+    return replace(model, init=str(make_tiny(cache_dir / TINY))) if model.init == TINY else model
+
+
 def load_model(model: ModelConfig, precision: Precision, cache_dir: Path, seed: int = 0) -> LoadedModel:
     """Loads `model.init`, or builds from `model.language_model` and `model.vision_tower` with a new projector.
 
-    `init: tiny` makes a random checkpoint in `cache_dir`, once. `seed` draws a new projector and newline.
-    Raises ConfigError where weights are absent or a key is missing, unexpected or of another shape.
+    `seed` draws the new projector and newline. Raises ConfigError where weights are absent or a key is missing,
+    unexpected or of another shape.
     """
-    if not model.init:
-        return _from_parts(model, DTYPES[precision], seed)
-    folder = str(make_tiny(cache_dir / TINY)) if model.init == TINY else model.init
-    return load_checkpoint(folder, DTYPES[precision])
+    model = resolve_init(model, cache_dir)
+    return load_checkpoint(model, DTYPES[precision]) if model.init else _from_parts(model, DTYPES[precision], seed)
 
 
-def load_checkpoint(folder: str, dtype: torch.dtype | str) -> LoadedModel:
-    """A LlavaOnevision checkpoint, by folder or hub name. dtype "auto": as stored."""
-    hf_model = _load(LlavaOnevisionForConditionalGeneration, "model.init", folder, dtype)
-    _check_supported(hf_model.config)
-    tokenizer = load_tokenizer(folder, "model.init")
-    prepare_tokenizer(tokenizer, hf_model.config.image_token_index, hf_model.config.video_token_index)
-    return LoadedModel(hf_model, tokenizer, dict.fromkeys(PARTS, folder))
+def load_checkpoint(model: ModelConfig | GenerateModel, dtype: torch.dtype | Literal["auto"]) -> LoadedModel:
+    """The LlavaOnevision checkpoint `model.init`. dtype auto: as stored."""
+    tokenizer = read_tokenizer(model.init, read_config(model.init))
+    hf_model = _load(LlavaOnevisionForConditionalGeneration, "model.init", model.init, dtype)
+    config = hf_model.config
+    if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "full":
+        told = f"vision_feature_layer {config.vision_feature_layer}, {config.vision_feature_select_strategy}"
+        raise _error("model.init", told, "use a checkpoint with one vision_feature_layer and the strategy full")
+    return LoadedModel(hf_model, tokenizer, dict.fromkeys(PARTS, model.init))
 
 
 def _from_parts(model: ModelConfig, dtype: torch.dtype, seed: int) -> LoadedModel:
+    settings, tokenizer = read_model(model)
     language_model = _load(AutoModelForCausalLM, "model.language_model", model.language_model, dtype)
     tower = _load_tower(model.vision_tower, dtype)
-    tokenizer = load_tokenizer(model.language_model, "model.language_model")
-    image_id, video_id = placeholder_ids(tokenizer)
-    prepare_tokenizer(tokenizer, image_id, video_id)
-    rows = language_model.config.vocab_size
+    image_id, video_id, rows = settings.image_token_id, settings.video_token_id, language_model.config.vocab_size
     if max(image_id, video_id) >= rows:
-        _fail(
-            "model.language_model",
-            f"{model.language_model}: {rows} embedding rows, no room for <image> and <video> ({image_id}, {video_id})",
-            "use a language model whose embedding has at least two rows more than its tokenizer has tokens",
-        )
+        problem = f"{rows} embedding rows hold no <image> and <video> (tokens {image_id} and {video_id})"
+        remedy = "use a language model with at least two embedding rows more than its tokenizer has tokens"
+        raise _error("model.language_model", problem, remedy)
     config = LlavaOnevisionConfig(
         vision_config=tower.config,
         text_config=language_model.config,
@@ -90,7 +89,6 @@ def _from_parts(model: ModelConfig, dtype: torch.dtype, seed: int) -> LoadedMode
     hf_model.model.vision_tower = tower
     hf_model.model.language_model = language_model.model
     hf_model.lm_head = language_model.lm_head
-    hf_model.generation_config = language_model.generation_config
     _new_projector(hf_model, dtype, seed)
     sources: dict[Part, str] = {
         "vision_tower": model.vision_tower,
@@ -109,7 +107,7 @@ def _new_projector(hf_model: LlavaOnevisionForConditionalGeneration, dtype: torc
             bound = 1 / math.sqrt(linear.in_features)
             for parameter in linear.parameters():
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-    hidden = hf_model.config.text_config.hidden_size
+    hidden = hf_model.model.multi_modal_projector.linear_2.out_features
     newline = torch.empty(hidden).normal_(std=1 / math.sqrt(hidden), generator=generator)
     hf_model.model.image_newline = nn.Parameter(newline.to(dtype))
 
@@ -117,13 +115,14 @@ def _new_projector(hf_model: LlavaOnevisionForConditionalGeneration, dtype: torc
 def _load_tower(folder: str, dtype: torch.dtype) -> SiglipVisionModel:
     """A SigLIP tower. A published one (with its pooling head) loses the head and its last layer.
 
-    LLaVA-OneVision reads the output of layer 26 of SO400M's 27; the last hidden state of the tower cut so is that tensor.
+    LLaVA-OneVision reads the output of layer 26 of SO400M's 27: the last hidden state of the tower cut so.
     A tower whose config has `vision_use_head: false` is taken whole.
     """
-    config = _config(folder, "model.vision_tower")
+    config = AutoConfig.from_pretrained(folder)
     config = getattr(config, "vision_config", config)
     if not isinstance(config, SiglipVisionConfig):
-        _fail("model.vision_tower", f"{folder}: {config.model_type} is not a SigLIP tower", "use a SigLIP checkpoint")
+        problem = f"{folder}: {config.model_type} is not a SigLIP tower"
+        raise _error("model.vision_tower", problem, "use a SigLIP checkpoint")
     dropped = r"^(text_model\.|logit_)"
     if config.vision_use_head:
         config.vision_use_head = False
@@ -132,9 +131,7 @@ def _load_tower(folder: str, dtype: torch.dtype) -> SiglipVisionModel:
     return _load(SiglipVisionModel, "model.vision_tower", folder, dtype, config=config, dropped=dropped)
 
 
-def _load(
-    model_class: Any, key: str, folder: str, dtype: torch.dtype | str, dropped: str = "^$", **kwargs: Any
-) -> PreTrainedModel:
+def _load(model_class: Any, key: str, folder: str, dtype: torch.dtype | str, dropped: str = "^$", **kwargs: Any) -> Any:
     """`from_pretrained` that refuses any key that does not fit, but for unexpected ones that match `dropped`."""
     try:
         loaded, info = model_class.from_pretrained(
@@ -147,7 +144,7 @@ def _load(
             **kwargs,
         )
     except OSError as error:
-        _fail(key, str(error), "name a folder or hub checkpoint with safetensors weights")
+        raise _error(key, str(error), "name a folder or hub checkpoint with safetensors weights") from error
     problems = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(name for name in info["unexpected_keys"] if not re.search(dropped, name)),
@@ -155,25 +152,11 @@ def _load(
     }
     if any(problems.values()):
         told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-        _fail(key, f"{folder} does not fit {type(loaded).__name__}: {told}", "use a checkpoint of this architecture")
+        raise _error(
+            key, f"{folder} does not fit {type(loaded).__name__}: {told}", "use a checkpoint of this architecture"
+        )
     return loaded
 
 
-def _config(folder: str, key: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except OSError as error:
-        _fail(key, str(error), "name a folder or hub checkpoint with a config.json")
-
-
-def _check_supported(config: LlavaOnevisionConfig) -> None:
-    if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "full":
-        _fail(
-            "model.init",
-            f"vision_feature_layer {config.vision_feature_layer}, strategy {config.vision_feature_select_strategy}",
-            "use a checkpoint with one vision_feature_layer and the strategy full, as LLaVA-OneVision has",
-        )
-
-
-def _fail(key: str, problem: str, remedy: str) -> Any:
-    raise ConfigError([Fault(key, problem, remedy)])
+def _error(key: str, problem: str, remedy: str) -> ConfigError:
+    return ConfigError([Fault(key, problem, remedy)])

@@ -1,4 +1,4 @@
-"""The one loss: cross-entropy summed over supervised tokens. Training divides it by the step's count, evaluation too."""
+"""The one loss: cross-entropy summed over supervised tokens, which training and evaluation divide by their count."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS_IN_FP32 = 2048  # logits upcast at a time: 2048 rows of 152,064 are 1.2 GB
 def summed_cross_entropy(hidden: torch.Tensor, lm_head: nn.Module, labels: torch.Tensor) -> torch.Tensor:
     """Sum over the supervised tokens of -log p(token), as fp32 scalar; 0 with a graph where nothing is supervised.
 
-    hidden [T, h] and labels int64 [T] lie under the same tokens; the shift is here: the state at t predicts label t + 1.
+    hidden [T, h] and labels int64 [T] lie under the same tokens; the shift is here: state t predicts label t + 1.
     Worked case: labels [-100 -100 7 8 -100 9] take the states at 1, 2 and 4. lm_head runs once, on those rows only, so
     every rank gathers it once whatever its batch.
     """

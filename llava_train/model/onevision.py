@@ -40,7 +40,7 @@ class PackedForward(nn.Module):
         self.attention: AttentionChoice = attention
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Sum of the cross-entropy over the batch's supervised tokens, fp32 scalar, with a graph even if there are none."""
+        """Summed cross-entropy over the batch's supervised tokens, fp32 scalar, with a graph even if there are none."""
         hidden = self.hidden_states(batch)
         return summed_cross_entropy(hidden, self.hf_model.lm_head, batch.labels)
 

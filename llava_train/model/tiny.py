@@ -1,4 +1,4 @@
-"""A LlavaOnevision checkpoint with random weights, made in a second without a download: for tests and `model.init=tiny`."""
+"""A LlavaOnevision checkpoint with random weights, made in a second, no download: for tests and `model.init=tiny`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from llava_train.family.onevision.tokens import prepare_tokenizer
-from llava_train.model.tokenizer import placeholder_ids
+from llava_train.family.onevision.tokens import add_tags
+from llava_train.model.card import Card
+from llava_train.model.hf import Preparation, checkpoint_geometry, write_checkpoint
 
 # the split of Qwen2's tokenizer.json: contractions, words, single digits, punctuation, newlines, spaces
 QWEN2_SPLIT = (
@@ -73,12 +74,12 @@ def tiny_config(
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         tie_word_embeddings=tied,
     )
-    image, video = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    vocabulary = tokenizer.get_vocab()
     return LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=image,
-        video_token_index=video,
+        image_token_index=vocabulary["<image>"],
+        video_token_index=vocabulary["<video>"],
         image_grid_pinpoints=[[height, width] for height in sides for width in sides],
         vision_aspect_ratio="anyres_max_9",
         tie_word_embeddings=tied,
@@ -94,11 +95,12 @@ def tiny_model(config: LlavaOnevisionConfig, seed: int = 0) -> LlavaOnevisionFor
 
 def make_tiny(out: Path, tokenizer_folder: Path | None = None, *, seed: int = 0, **config: Any) -> Path:
     """Writes a checkpoint folder, unless it is there, and returns it. `config`: arguments of `tiny_config`."""
-    if not out.exists():
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder) if tokenizer_folder else byte_tokenizer()
-        image_id, video_id = placeholder_ids(tokenizer)
-        prepare_tokenizer(tokenizer, image_id, video_id)
-        hf_model = tiny_model(tiny_config(tokenizer, **config), seed)
-        hf_model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    if out.exists():
+        return out
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder) if tokenizer_folder else byte_tokenizer()
+    add_tags(tokenizer)
+    hf_model = tiny_model(tiny_config(tokenizer, **config), seed)
+    preparation = Preparation(checkpoint_geometry(hf_model.config), template="qwen", tag_policy="front")
+    card = Card(recipe="tiny", stage="none", init="random weights", data={}, settings={"seed": str(seed)}, figures={})
+    write_checkpoint(out, hf_model.state_dict().items(), hf_model.config, tokenizer, preparation, card)
     return out

@@ -33,7 +33,7 @@ def part_of(name: str) -> Part:
 
 
 def is_unused(name: str, config: Any) -> bool:
-    """Whether the forward never reads this parameter: the tower's final norm and layers above the chosen hidden state."""
+    """Whether the forward never reads it: the tower's final norm, and layers above the chosen hidden state."""
     if name.startswith("model.vision_tower.post_layernorm."):
         return True
     layer = re.match(r"model\.vision_tower\.encoder\.layers\.(\d+)\.", name)
@@ -95,4 +95,5 @@ def part_table(hf_model: nn.Module, rates: LearningRates, sources: dict[Part, st
         size = getattr(parameter, "ds_numel", parameter.numel())
         counts[part_of(name)][0] += size
         counts[part_of(name)][1] += size if parameter.requires_grad else 0
-    return [PartRow(part, *counts[part], learning_rate_of(rates, part), sources[part]) for part in PARTS]
+    rows = ((part, counts[part], learning_rate_of(rates, part)) for part in PARTS)
+    return [PartRow(part, total, trains, rate, sources[part]) for part, (total, trains), rate in rows]

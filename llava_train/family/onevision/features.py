@@ -16,8 +16,8 @@ def pack_features(
 ) -> torch.Tensor:
     """Visual tokens [V, hidden] of all layouts in order, from features [N, side**2, hidden] of their N tiles in order.
 
-    square: the tile. padded: the tile and one newline. anyres: the overview, then the canvas without its padding, row by
-    row, each row closed by a newline. video: each frame pooled to half the side, one newline after the last frame.
+    square: the tile. padded: the tile and one newline. anyres: the overview, then the canvas without its padding, each
+    row closed by a newline. video: each frame pooled to half the side, one newline after the last frame.
     Raises ValueError where tiles or tokens differ from what the layouts say.
     """
     num_tiles = sum(layout.num_tiles for layout in layouts)
