@@ -1,7 +1,7 @@
 """The text rules of a conversation: which pieces of text a sample becomes, and which of them are learned.
 
-Enters: turns as (role, text), role one of system, human, gpt. Leaves: `Piece`s in order, for the encoder to turn into ids
-and labels in one pass; and the Jinja chat template by which an exported checkpoint renders the same text.
+Enters: turns as (role, text), role one of system, human, gpt. Leaves: `Piece`s in order, for the encoder to turn into
+ids and labels in one pass; and the Jinja chat template by which an exported checkpoint renders the same text.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 
 class Template(Protocol):
-    """One chat format. `constants`: texts that recur in every sample. `always_supervised`: learned wherever they stand."""
+    """One chat format. `constants` recur in every sample; `always_supervised` are learned wherever they stand."""
 
     constants: tuple[str, ...]
     always_supervised: tuple[str, ...]
@@ -58,7 +58,7 @@ def media_tags(num_images: int, num_videos: int) -> dict[str, MediumKind]:
 
 
 def media_order(turns: Iterable[TurnText], num_images: int, num_videos: int) -> list[tuple[MediumKind, int]]:
-    """Media in reading order as (kind, index among its kind). Raises TemplateError where tags and media differ in number.
+    """Media in reading order as (kind, index among its kind). Raises TemplateError unless each tag has its medium.
 
     Worked case: `<video>\\nand <image>`, one image, one video -> [("video", 0), ("image", 0)].
     """
@@ -80,8 +80,8 @@ def media_order(turns: Iterable[TurnText], num_images: int, num_videos: int) -> 
 def normalise_tags(text: str, tag_policy: TagPolicy) -> str:
     """The text of a turn of a sample with media, as it is trained on.
 
-    front: LLaVA-NeXT's preprocess_multimodal (llava/train/train.py, commit b42941c): a turn's only tag moves to its front,
-    followed by a newline, and the rest is stripped. keep: as written.
+    front: LLaVA-NeXT's preprocess_multimodal (llava/train/train.py, commit b42941c): a turn's only tag moves to its
+    front, followed by a newline, and the rest is stripped. keep: as written.
     """
     if tag_policy == "keep":
         return text
@@ -122,7 +122,8 @@ class QwenTemplate:
 
     clean: answers and their `<|im_end|>` are supervised. original: whole assistant messages, and every newline,
     `<|im_start|>` and `<|im_end|>` anywhere (LLaVA-NeXT, preprocess_qwen, commit b42941c).
-    Worked case (S = supervised): `<|im_start|>user\\n` `Hi` `<|im_end|>` `\\n` `<|im_start|>assistant\\n` `Yes`S `<|im_end|>`S `\\n`.
+    Worked case, clean, one piece per backtick pair, S = supervised:
+    `<|im_start|>user\\n` `Hi` `<|im_end|>` `\\n` `<|im_start|>assistant\\n` `Yes`S `<|im_end|>`S `\\n`.
     """
 
     def __init__(self, label_rule: LabelRule, tag_policy: TagPolicy):
@@ -166,9 +167,8 @@ class PlainTemplate:
 
     def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
         if [role for role, _ in turns] != ["human", "gpt"]:
-            raise TemplateError(
-                "not a caption", f"the plain template takes one human and one gpt turn, not {len(turns)}"
-            )
+            detail = f"the plain template takes one human and one gpt turn, not {len(turns)}"
+            raise TemplateError("not a caption", detail)
         caption = normalise_tags(turns[1][1], self._tag_policy)
         return [*self.prompt_pieces(turns, tags), *_split_at_tags(caption + "\n", True, tags)]
 
@@ -185,11 +185,11 @@ def make_template(name: str, label_rule: LabelRule, tag_policy: TagPolicy) -> Te
 
 
 def chat_template(tag_policy: TagPolicy) -> str:
-    """Jinja source for an exported checkpoint: renders messages as `QwenTemplate` does turns, answers marked as generated.
+    """Jinja source for an exported checkpoint: messages as `QwenTemplate` has turns, answers marked as generated.
 
-    `content` is a string, taken as written, or parts {type: image}, {type: video}, {type: text, text}. front: a message's
-    only medium comes first, a newline after it, the joined text stripped. Else media keep their place, each followed by a
-    newline unless the text after it begins with one.
+    `content` is a string, taken as written, or parts {type: image}, {type: video}, {type: text, text}. front: the only
+    medium of a message comes first, a newline after it, the joined text stripped. Else media keep their place, each
+    followed by a newline unless the text after it begins with one.
     """
     return _CHAT_TEMPLATE.replace("FRONT", "true" if tag_policy == "front" else "false")
 
