@@ -38,3 +38,7 @@ class DataError(ValueError):
 
     def __reduce__(self):  # crosses process borders whole
         return type(self), (self.source, self.record, self.reason, self.detail)
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on or be continued, for a reason its user can act on."""

@@ -1,0 +1,43 @@
+# The two commands of the README are `make demo` and `make test`; each installs what it needs first.
+PYTHON ?= python3
+SEED ?= 0
+# Another package index for torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu (default: pip's own).
+TORCH_INDEX ?=
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-all lint lock wheel clean
+
+demo: $(INSTALLED)
+	$(PY) data/scripts/make_demo.py --seed $(SEED)
+	$(PY) data/scripts/make_demo_parts.py --seed $(SEED)
+	$(PY) -m llava_train +recipe=demo run.seed=$(SEED)
+
+test: $(INSTALLED)
+	$(PY) -m pytest
+
+test-all: $(INSTALLED)
+	$(PY) -m pytest -m "not gpu and not slurm"
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+wheel: $(INSTALLED)
+	$(PY) -m build --wheel
+
+# Needs pip-tools. torch stays out of the hashes: each platform brings its own build of it.
+lock:
+	pip-compile --quiet --generate-hashes --unsafe-package torch --no-emit-index-url --no-emit-find-links \
+	  --strip-extras --extra demo --extra dev --constraint requirements-torch.txt --output-file requirements.lock pyproject.toml
+
+$(INSTALLED): requirements-torch.txt requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --requirement requirements-torch.txt
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf runs data/cache dist build

@@ -1,0 +1,104 @@
+"""Ranks: start them, and agree on numbers and objects. One process without a launcher is world size 1 of the same path."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# The original waits a year for a lost rank; half an hour is longer than any step and short enough to be noticed.
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over all ranks, in float64 so that token counts stay exact."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return self.gather(value)[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _from_slurm(environ: dict[str, str]) -> dict[str, str]:
+    if "SLURM_PROCID" not in environ or "MASTER_ADDR" not in environ:
+        return {}
+    return {
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": environ["SLURM_NTASKS"],
+        "LOCAL_RANK": environ["SLURM_LOCALID"],
+    }
+
+
+def start_ranks() -> Ranks:
+    """Joins the process group that torchrun or srun describes in the environment, or makes one of this process alone."""
+    cuda = torch.cuda.is_available()
+    if "RANK" not in os.environ:
+        alone = {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+        os.environ.update(_from_slurm(dict(os.environ)) or alone)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        _init_deepspeed_comm("nccl" if cuda else "gloo", local_rank if cuda else None)
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _init_deepspeed_comm(backend: str, local_rank: int | None) -> None:
+    if local_rank is None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("ERROR")
+    # Its shared-memory all-reduce is built with a C++ compiler at first use; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+
+
+def stop_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,153 @@
+"""All of DeepSpeed: the training module in, one optimiser step at a time out.
+
+Precision, ZeRO level and offload are decided here and nowhere else. The optimiser is built in Python and passed in: an
+`optimizer` block in DeepSpeed's own configuration would replace the parameter groups and their learning rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_train.batch.packed import PackedBatch
+from llava_train.config.schema import OptimizerConfig, StageConfig
+from llava_train.train.distributed import Ranks
+
+
+def _is_plain(stage: StageConfig) -> bool:
+    """fp32 without ZeRO: DeepSpeed steps the torch optimiser itself and reports no gradient norm, so we clip."""
+    return stage.zero.level == 0 and stage.precision == "fp32"
+
+
+def _deepspeed_level(stage: StageConfig) -> int:
+    """bf16 without ZeRO runs as stage 1, whose optimiser keeps fp32 master weights.
+
+    DeepSpeed's own stage-0 bf16 path unscales gradients by an fp16 loss scale that was never applied (0.19.8: the first
+    AdamW update came out at 0.75 of the learning rate).
+    """
+    return 1 if stage.zero.level == 0 and stage.precision == "bf16" else stage.zero.level
+
+
+def deepspeed_config(stage: StageConfig, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration with every value set; sizes are elements, as DeepSpeed counts them."""
+    zero: dict[str, Any] = {"stage": _deepspeed_level(stage), "overlap_comm": torch.cuda.is_available()}
+    if stage.zero.level >= 2:
+        zero |= {"contiguous_gradients": True, "reduce_bucket_size": 200_000_000}
+    if stage.zero.level == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": 50_000_000,
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+        }
+    if stage.zero.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if stage.zero.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        # One row (a pack) is one micro-batch; how many make a step is said before each forward.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        "gradient_clipping": 0.0 if _is_plain(stage) else stage.optimizer.max_grad_norm,
+        "bf16": {"enabled": stage.precision == "bf16"},
+        "zero_optimization": zero,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**12,
+    }
+
+
+class Engine:
+    """One stage's trainable module under ZeRO."""
+
+    def __init__(self, module: nn.Module, groups: list[dict[str, Any]], stage: StageConfig, ranks: Ranks):
+        """`groups`: torch parameter groups, each with `params`, `lr` and `name`."""
+        import deepspeed
+
+        self.ranks = ranks
+        self.group_names = [group["name"] for group in groups]
+        self.base_rates = [float(group["lr"]) for group in groups]
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=build_optimizer(
+                groups, stage.optimizer, fused=ranks.device.type == "cuda" and not stage.zero.offload_optimizer
+            ),
+            config=deepspeed_config(stage, ranks.world_size),
+        )
+        self._plain_clip = stage.optimizer.max_grad_norm if _is_plain(stage) else None
+        self._partitioned = stage.zero.level == 3
+
+    @property
+    def module(self) -> nn.Module:
+        return self._engine.module
+
+    def set_learning_rates(self, factor: float) -> dict[str, float]:
+        groups = self._engine.optimizer.param_groups
+        assert len(groups) == len(self.base_rates), "DeepSpeed regrouped the parameters"
+        for group, rate in zip(groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        return {name: rate * factor for name, rate in zip(self.group_names, self.base_rates, strict=True)}
+
+    def forward_backward(self, batch: PackedBatch, num_supervised: float, is_last: bool) -> torch.Tensor:
+        """Adds the gradient of (loss sum of `batch`) / `num_supervised`; returns the loss sum, detached, fp32 scalar.
+
+        `num_supervised` counts the whole step over all ranks. DeepSpeed averages gradients over ranks, hence the factor.
+        """
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        loss_sum = self._engine(batch.to(self.ranks.device))
+        self._engine.backward(loss_sum * (self.ranks.world_size / num_supervised), scale_wrt_gas=False)
+        return loss_sum.detach()
+
+    def gradient_norms(self, part_of: dict[str, str]) -> dict[str, float]:
+        """Norm of the step's unclipped gradient per part, before `step`; every rank takes part. Meant for one step."""
+        from deepspeed.utils import safe_get_full_grad
+
+        squares = dict.fromkeys(part_of.values(), 0.0)
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                grad = safe_get_full_grad(parameter) if self._plain_clip is None else parameter.grad
+                if grad is not None:
+                    squares[part_of[name]] += float(grad.detach().float().square().sum())
+        return {part: math.sqrt(square) for part, square in squares.items()}
+
+    def step(self) -> float:
+        """Clips, updates, clears the gradients; returns the gradient norm before clipping."""
+        if self._plain_clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._plain_clip)
+            self._engine.step()
+        else:
+            self._engine.step()
+            norm = self._engine.get_global_grad_norm()
+        return float(norm)
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, whole tensor on CPU) one by one, on rank 0 with values; every rank must iterate to the end."""
+        from deepspeed import zero
+
+        for name, parameter in self.module.named_parameters():
+            with zero.GatheredParameters([parameter], enabled=self._partitioned):
+                if self.ranks.is_first:
+                    yield name, parameter.detach().cpu()
+                else:
+                    yield name, torch.empty(0)
+
+    def save(self, folder: Path, tag: str) -> None:
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise FileNotFoundError(
+                f"{folder / tag}: DeepSpeed finds no checkpoint of this ZeRO level and rank count there"
+            )
+
+
+def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerConfig, fused: bool) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=fused or None)

@@ -1,0 +1,71 @@
+"""One optimiser step: the gradient of the mean loss over all supervised tokens of the global batch, whatever the packs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from llava_train.batch.packed import PackedBatch
+from llava_train.config.errors import RunError
+from llava_train.train.distributed import Ranks
+from llava_train.train.engine import Engine
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Sums over all ranks and micro-batches of one step."""
+
+    num_samples: int
+    num_tokens: int
+    num_supervised: int
+    num_visuals: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: float  # mean over the step's supervised tokens
+    grad_norm: float  # before clipping
+    part_norms: dict[str, float]  # gradient norm per part, where asked for
+
+
+def count(batches: list[PackedBatch], ranks: Ranks) -> StepCounts:
+    """What the decoded step holds. Taken before its first forward, since decoding may have left slots empty."""
+    local = [
+        sum(len(b.sample_ids) for b in batches),
+        sum(len(b.input_ids) for b in batches if b.sample_ids),
+        sum(b.num_supervised for b in batches),
+        sum(len(b.visuals) for b in batches),
+    ]
+    return StepCounts(*(int(n) for n in ranks.sum(*local)))
+
+
+def train_step(
+    engine: Engine, batches: list[PackedBatch], counts: StepCounts, ranks: Ranks, part_of: dict[str, str] | None = None
+) -> StepResult:
+    """Forward and backward over this rank's micro-batches, then one update.
+
+    Loss = sum of token cross-entropies / `counts.num_supervised`, over all ranks: the unpacked global batch's own.
+    `part_of` (parameter name -> part) asks for gradient norms per part. Raises RunError with the samples of the pack
+    whose loss is not finite.
+    """
+    if counts.num_supervised == 0:
+        raise RunError("this step supervises no token: nothing to learn from. Look at its samples with `preview`")
+    sums = [
+        engine.forward_backward(batch, counts.num_supervised, is_last=i == len(batches) - 1)
+        for i, batch in enumerate(batches)
+    ]
+    part_norms = engine.gradient_norms(part_of) if part_of else {}
+    grad_norm = engine.step()
+    losses = torch.stack(sums).double().cpu()
+    total, num_bad = ranks.sum(float(losses.sum()), float((~losses.isfinite()).sum()))
+    if num_bad:
+        bad = [
+            sample
+            for loss, batch in zip(losses, batches, strict=True)
+            if not loss.isfinite()
+            for sample in batch.sample_ids
+        ]
+        names = [sample for of_rank in ranks.gather(bad) for sample in of_rank]
+        raise RunError(f"the loss is not finite in the pack of: {', '.join(names)}")
+    return StepResult(total / counts.num_supervised, grad_norm, part_norms)
