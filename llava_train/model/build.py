@@ -72,14 +72,16 @@ def _from_parts(model: ModelConfig, dtype: torch.dtype, seed: int) -> LoadedMode
     settings, tokenizer = read_model(model)
     language_model = _load(AutoModelForCausalLM, "model.language_model", model.language_model, dtype)
     tower = _load_tower(model.vision_tower, dtype)
-    image_id, video_id, rows = settings.image_token_id, settings.video_token_id, language_model.config.vocab_size
-    if max(image_id, video_id) >= rows:
-        problem = f"{rows} embedding rows hold no <image> and <video> (tokens {image_id} and {video_id})"
+    image_id, video_id, tile = settings.image_token_id, settings.video_token_id, settings.tile_size
+    vocabulary = language_model.config.vocab_size
+    if max(image_id, video_id) >= vocabulary:
+        problem = f"{vocabulary} embedding rows hold no <image> and <video> (tokens {image_id} and {video_id})"
         remedy = "use a language model with at least two embedding rows more than its tokenizer has tokens"
         raise _error("model.language_model", problem, remedy)
     config = LlavaOnevisionConfig(
         vision_config=tower.config,
         text_config=language_model.config,
+        image_grid_pinpoints=[[rows * tile, columns * tile] for rows in range(1, 7) for columns in range(1, 7)],
         image_token_index=image_id,
         video_token_index=video_id,
         tie_word_embeddings=language_model.config.tie_word_embeddings,

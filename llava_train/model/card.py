@@ -76,11 +76,5 @@ def render_card(card: Card, is_intermediate: bool) -> str:
 def _table(title: str, head: str, rows: dict[str, str]) -> str:
     if not rows:
         return ""
-    lines = [
-        f"## {title}",
-        "",
-        f"| | {head} |",
-        "| --- | --- |",
-        *(f"| {name} | {text} |" for name, text in rows.items()),
-    ]
-    return "\n".join([*lines, ""])
+    lines = [f"| {name} | {text} |" for name, text in rows.items()]
+    return "\n".join([f"## {title}", "", f"| | {head} |", "| --- | --- |", *lines, ""])

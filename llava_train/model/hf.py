@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
+from llava_train.config.schema import VideoConfig
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.processor import aspect_ratio, processor_files
 from llava_train.family.onevision.template import TagPolicy, chat_template
@@ -22,6 +23,12 @@ from llava_train.model.card import Card, render_card
 
 MAX_SHARD_BYTES = 5_000_000_000
 PREPARATION_FILE = "llava_train.json"
+RELEASED: dict[str, Any] = {  # the released LLaVA-OneVision checkpoints: finetune_ov.sh of LLaVA-NeXT, commit b42941c
+    "mode": "anyres",
+    "template": "qwen",
+    "tag_policy": "front",
+    "video": {"fps": 1.0, "max_frames": 32},
+}
 
 # module names of transformers 5 -> names in the file; 4.57 needs `vision_model.`, which 5.x reads as well
 RENAMED = (
@@ -40,6 +47,7 @@ class Preparation:
     geometry: Geometry
     template: Literal["plain", "qwen"]
     tag_policy: TagPolicy
+    video: VideoConfig
 
 
 def export_name(name: str) -> str:
@@ -66,24 +74,34 @@ def write_checkpoint(
     with whole_folder(out) as folder:
         dtype = _write_weights(folder, named_tensors, config)
         geometry = preparation.geometry
+        is_square = geometry.mode == "square"  # transformers has no such mode: its files keep the grid of the config
+        geometry = checkpoint_geometry(config) if is_square else geometry
         _write_json(folder / "config.json", _config(config, geometry, dtype))
         _write_json(folder / "generation_config.json", _generation_config(tokenizer))
         _write_tokenizer(folder, tokenizer)
         (folder / "chat_template.jinja").write_text(chat_template(preparation.tag_policy), encoding="utf-8")
         for name, content in processor_files(geometry).items():
             _write_json(folder / name, content)
-        is_square = geometry.mode == "square"
-        notes = {"mode": geometry.mode, "template": preparation.template, "tag_policy": preparation.tag_policy}
-        _write_json(folder / PREPARATION_FILE, notes)
+        _write_json(folder / PREPARATION_FILE, _notes(preparation))
         (folder / "README.md").write_text(render_card(card, is_square), encoding="utf-8")
 
 
 def read_preparation(folder: str, config: LlavaOnevisionConfig) -> Preparation:
-    """How to prepare samples for a checkpoint: from its notes, or as the released checkpoints have it where it has none."""
+    """How to prepare samples for a checkpoint: from its notes, or as for the released ones where it has none."""
     path = Path(folder) / PREPARATION_FILE
     notes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    geometry = checkpoint_geometry(config, notes.get("mode", "anyres"))
-    return Preparation(geometry, notes.get("template", "qwen"), notes.get("tag_policy", "front"))
+    notes = RELEASED | notes
+    geometry = checkpoint_geometry(config, notes["mode"])
+    return Preparation(geometry, notes["template"], notes["tag_policy"], VideoConfig(**notes["video"]))
+
+
+def _notes(preparation: Preparation) -> dict[str, Any]:
+    return {
+        "mode": preparation.geometry.mode,
+        "template": preparation.template,
+        "tag_policy": preparation.tag_policy,
+        "video": asdict(preparation.video),
+    }
 
 
 def checkpoint_geometry(config: LlavaOnevisionConfig, mode: Literal["square", "anyres"] = "anyres") -> Geometry:
@@ -147,7 +165,9 @@ def _write_weights(
     dtypes, total, held = set(), 0, 0
 
     def close_shard() -> None:
-        save_file(shards[-1], folder / f"shard-{len(written)}", metadata={"format": "pt"})
+        path = folder / f"shard-{len(written)}"
+        save_file(shards[-1], path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors makes it readable by its owner alone
         written.append(list(shards[-1]))
         shards[-1] = {}
 
@@ -174,7 +194,7 @@ def _name_shards(folder: Path, written: list[list[str]], total: int) -> None:
     if len(written) == 1:
         (folder / "shard-0").rename(folder / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(written):
         file = f"model-{i + 1:05d}-of-{len(written):05d}.safetensors"
         (folder / f"shard-{i}").rename(folder / file)
@@ -190,9 +210,8 @@ def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype
     text["rope_theta"] = text["rope_parameters"]["rope_theta"]
     content["architectures"] = ["LlavaOnevisionForConditionalGeneration"]
     content["dtype"] = text["dtype"] = content["vision_config"]["dtype"] = str(dtype).removeprefix("torch.")
-    if geometry.mode == "anyres":
-        content["image_grid_pinpoints"] = geometry.pinpoints()
-        content["vision_aspect_ratio"] = aspect_ratio(geometry)
+    content["image_grid_pinpoints"] = geometry.pinpoints()
+    content["vision_aspect_ratio"] = aspect_ratio(geometry)
     return content
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from llava_train.config.schema import VideoConfig
 from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.card import Card
 from llava_train.model.hf import Preparation, checkpoint_geometry, write_checkpoint
@@ -97,10 +100,16 @@ def make_tiny(out: Path, tokenizer_folder: Path | None = None, *, seed: int = 0,
     """Writes a checkpoint folder, unless it is there, and returns it. `config`: arguments of `tiny_config`."""
     if out.exists():
         return out
+    unfinished = out.with_name(f"{out.name}.{os.getpid()}")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder) if tokenizer_folder else byte_tokenizer()
     add_tags(tokenizer)
     hf_model = tiny_model(tiny_config(tokenizer, **config), seed)
-    preparation = Preparation(checkpoint_geometry(hf_model.config), template="qwen", tag_policy="front")
+    video = VideoConfig(fps=1.0, max_frames=4)
+    preparation = Preparation(checkpoint_geometry(hf_model.config), "qwen", "front", video)
     card = Card(recipe="tiny", stage="none", init="random weights", data={}, settings={"seed": str(seed)}, figures={})
-    write_checkpoint(out, hf_model.state_dict().items(), hf_model.config, tokenizer, preparation, card)
+    write_checkpoint(unfinished, hf_model.state_dict().items(), hf_model.config, tokenizer, preparation, card)
+    try:
+        unfinished.rename(out)
+    except OSError:  # another process was faster
+        shutil.rmtree(unfinished)
     return out
