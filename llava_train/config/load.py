@@ -73,11 +73,9 @@ def _compose(line: CommandLine, faults: list[Fault]) -> DictConfig | None:
             remedy = f"did you mean {close}?" if close else f"known: {', '.join(known[group])}"
             own = f"; a recipe of your own: {CONFIG_DIR} FOLDER" if group == "recipe" and not line.config_dir else ""
             faults.append(Fault(group, f"no {group} {choice}", remedy + own))
-    try:
-        _register(known["recipe"])
-    except ConfigError as error:
-        faults += error.faults
-    if any(choice not in known[group] for group, choice in line.choices.items()) or "recipe" not in line.choices:
+    broken = _register(known["recipe"])
+    faults += broken
+    if broken or "recipe" not in line.choices or any(name not in known[group] for group, name in line.choices.items()):
         return None
     words = [f"{'+' if group == 'recipe' else ''}{group}={_quoted(choice)}" for group, choice in line.choices.items()]
     OmegaConf.register_new_resolver("asset", asset, replace=True)
@@ -108,8 +106,8 @@ def _own_recipes(folder: str, faults: list[Fault]) -> dict[str, Path]:
     return own
 
 
-def _register(recipes: dict[str, Path]) -> None:
-    """Makes these recipes, no others, known to Hydra as group `recipe`. Raises ConfigError for what does not parse."""
+def _register(recipes: dict[str, Path]) -> list[Fault]:
+    """Makes these recipes, no others, known to Hydra as group `recipe`. Returns the faults of files that do not parse."""
     store, faults = ConfigStore.instance(), list[Fault]()
     store.repo.pop("recipe", None)
     for name, path in recipes.items():
@@ -117,13 +115,12 @@ def _register(recipes: dict[str, Path]) -> None:
             content = read_yaml(path)
         except ConfigError as error:
             faults += error.faults
-            content = OmegaConf.create({})
+            continue
         if isinstance(content, ListConfig):
             faults.append(Fault(str(path), "is a list", "a recipe is a mapping: run, model, data, stages ..."))
-            content = OmegaConf.create({})
+            continue
         store.store(name=name, node=content, group="recipe", package="_global_", provider=str(path))
-    if faults:
-        raise ConfigError(faults)
+    return faults
 
 
 def _quoted(name: str) -> str:
