@@ -22,9 +22,7 @@ ONE = {"image": VisualLayout("square", 8, 8, (1, 1), 1, 1), "video": VisualLayou
 
 @pytest.fixture
 def encoder(tokenizer):
-    def make(
-        template: str = "qwen", label_rule: str = "clean", tag_policy: str = "front", max_length: int = 4096
-    ) -> Encoder:
+    def make(template="qwen", label_rule="clean", tag_policy="front", max_length=4096) -> Encoder:
         return Encoder(tokenizer, IMAGE, VIDEO, make_template(template, label_rule, tag_policy), max_length)
 
     return make
@@ -74,7 +72,7 @@ def test_plain_equals_golden_ids_and_labels(encoder, case):
 
 def test_tags_without_media_are_ordinary_text(encoder, tokenizer):
     encoded = encode(encoder(), sample_of(turns("Explain the <image> and <video> tags.", "They <image> mark media.")))
-    assert IMAGE not in encoded.input_ids and VIDEO not in encoded.input_ids
+    assert not {IMAGE, VIDEO} & set(encoded.input_ids.tolist())
     assert "the <image> and <video> tags." in tokenizer.decode(encoded.input_ids)
     assert encoded.visuals == ()
 
@@ -96,10 +94,8 @@ def test_answer_that_starts_with_a_newline_keeps_the_header_apart(encoder):
 def test_system_turn_replaces_the_default(encoder, tokenizer):
     record = [{"from": "system", "value": "Be terse."}, *turns("a", "b")]
     text = tokenizer.decode(encode(encoder(), sample_of(record)).input_ids)
-    assert (
-        text
-        == "<|im_start|>system\nBe terse.<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-    )
+    messages = ("system\nBe terse.", "user\na", "assistant\nb")
+    assert text == "".join(f"<|im_start|>{message}<|im_end|>\n" for message in messages)
 
 
 def test_placeholders_expand_in_reading_order(encoder):
@@ -161,6 +157,7 @@ def test_prompt_is_the_sample_up_to_its_last_answer(encoder):
     whole = encode(encoder(), sample).input_ids.tolist()
     layouts = [ONE["image"]]
     prompt = encoder().encode_prompt(sample, layouts).input_ids.tolist()
-    assert prompt == whole[: len(prompt)] and prompt[-3:] == [151644, 77091, 198]
+    assert prompt == whole[: len(prompt)]
+    assert prompt[-3:] == [151644, 77091, 198]
     unanswered = sample_of(turns("<image>\nq", "a", "r"), 1)
     assert encoder().encode_prompt(unanswered, layouts).input_ids.tolist() == prompt

@@ -1,0 +1,157 @@
+"""Videos: which frames, their pixels by either decoder, folders, and decoders that hang or crash."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_train.config.schema import VideoConfig
+from llava_train.data import video_worker
+from llava_train.data.image import to_square
+from llava_train.data.video import UnreadableVideo, VideoReader
+from llava_train.data.video_worker import AvVideo, DecordVideo, sample_indices
+
+
+def write_video(path: Path, num_frames: int, rate: int, width: int = 64, height: int = 48) -> Path:
+    """Frame i is grey, of brightness 8 * i."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(num_frames):
+            pixels = np.full((height, width, 3), 8 * i % 256, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture
+def reader():
+    readers = []
+
+    def make(fps: float = 1, max_frames: int = 32, timeout: float = 60) -> VideoReader:
+        readers.append(VideoReader(VideoConfig(fps, max_frames), timeout, 10**8))
+        return readers[-1]
+
+    yield make
+    for made in readers:
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "fps", "video_fps", "max_frames", "expected"),
+    [
+        (10, 2, 1, 32, [0, 2, 4, 6, 8]),
+        (10, 2, 1, 3, [0, 4, 9]),
+        (32, 8, 8, 8, [0, 4, 8, 13, 17, 22, 26, 31]),
+        (3, 29.97, 1, 32, [0]),
+        (4, 0.4, 1, 32, [0, 1, 2, 3]),
+        (61, 29.97, 1, 32, [0, 30, 60]),
+        (5, float("nan"), 1, 2, [0, 4]),
+        (0, 25, 1, 32, []),
+    ],
+)
+def test_sampled_frames_by_hand(num_frames, fps, video_fps, max_frames, expected):
+    assert sample_indices(num_frames, fps, video_fps, max_frames) == expected
+
+
+def test_file_gives_the_sampled_frames_squashed(tmp_path, reader):
+    path = write_video(tmp_path / "a.mp4", 20, rate=8)
+    videos = reader(fps=2, max_frames=4)
+    assert videos.size(path) == (4, 48, 64)
+    frames = videos.frames(path, 32)
+    assert frames.dtype == np.uint8
+    assert frames.shape == (4, 3, 32, 32)
+    assert np.abs(frames.mean((1, 2, 3)) - [0, 48, 96, 152]).max() < 4  # frames 0 6 12 19
+    whole = DecordVideo(str(path)).frames([0, 6, 12, 19])
+    assert np.array_equal(frames, [to_square(Image.fromarray(frame), 32) for frame in whole])
+
+
+def test_both_decoders_agree(tmp_path):
+    path = str(write_video(tmp_path / "a.mp4", 20, rate=8))
+    by_decord, by_av = DecordVideo(path), AvVideo(path)
+    for name in ("num_frames", "fps", "height", "width"):
+        assert getattr(by_decord, name) == getattr(by_av, name)
+    for one, other in zip(by_decord.frames([0, 3, 19]), by_av.frames([0, 3, 19]), strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 2
+
+
+def test_pyav_stands_in_where_decord_is_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "decord", None)
+    assert isinstance(video_worker.open_video(str(write_video(tmp_path / "a.mp4", 2, rate=1))), AvVideo)
+
+
+def test_folder_takes_all_frames_by_number_up_to_the_limit(tmp_path, reader):
+    for i in range(12):
+        Image.new("RGB", (20, 10), (i * 20, 0, 0)).save(tmp_path / f"frame{i}.png")
+    (tmp_path / "notes.txt").write_text("no frame")
+    assert reader().size(tmp_path) == (12, 10, 20)
+    frames = reader(max_frames=4).frames(tmp_path, 8)
+    assert frames[:, 0, 0, 0].tolist() == [0, 60, 140, 220]  # frames 0 3 7 11
+
+
+def test_unreadable_videos_say_why(tmp_path, reader):
+    videos = reader()
+    with pytest.raises(FileNotFoundError):
+        videos.size(tmp_path / "none.mp4")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(UnreadableVideo, match=r"bad\.mp4: RuntimeError: Error reading"):
+        videos.size(tmp_path / "bad.mp4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UnreadableVideo, match="no frames"):
+        videos.size(tmp_path / "empty")
+    assert videos.size(write_video(tmp_path / "a.mp4", 3, rate=1)) == (3, 48, 64)
+
+
+def stand_in(tmp_path: Path, monkeypatch, behaviour: str) -> Path:
+    """A decoder that behaves as told on a file called bad.mp4 and answers (1, 2, 3) on others."""
+    script = tmp_path / "decoder.py"
+    script.write_text(
+        "import os, sys, time\nfrom multiprocessing.connection import Connection\n"
+        "connection = Connection(int(sys.argv[1]))\nconnection.send(('ok', 'ready'))\n"
+        f"while True:\n    path = connection.recv()[0]\n    if path.endswith('bad.mp4'): {behaviour}\n"
+        "    connection.send(('ok', (1, 2, 3)))\n"
+    )
+    monkeypatch.setattr(video_worker, "__file__", str(script))
+    for name in ("bad.mp4", "good.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+def test_hanging_decoder_is_ended_after_the_time_limit(tmp_path, monkeypatch, reader):
+    folder = stand_in(tmp_path, monkeypatch, "time.sleep(1000)")
+    videos = reader(timeout=0.5)
+    start = time.monotonic()
+    with pytest.raises(UnreadableVideo, match=r"bad\.mp4: not decoded within 0\.5 s \(data\.decode_timeout\)"):
+        videos.size(folder / "bad.mp4")
+    assert time.monotonic() - start < 30
+    assert videos.size(folder / "good.mp4") == (1, 2, 3)
+
+
+def test_crashing_decoder_is_replaced(tmp_path, monkeypatch, reader):
+    folder = stand_in(tmp_path, monkeypatch, "os.abort()")
+    videos = reader()
+    with pytest.raises(UnreadableVideo, match=r"bad\.mp4: the decoder crashed with code -6"):
+        videos.size(folder / "bad.mp4")
+    assert videos.size(folder / "good.mp4") == (1, 2, 3)
+
+
+def test_one_process_serves_many_videos_and_a_copy_starts_its_own(tmp_path, reader):
+    path = write_video(tmp_path / "a.mp4", 32, rate=8)
+    videos = reader(fps=8, max_frames=8)
+    videos.frames(path, 32)
+    process = videos._worker
+    start = time.process_time(), time.perf_counter()
+    for _ in range(10):
+        videos.frames(path, 32)
+    print("per video:", (time.perf_counter() - start[1]) / 10)
+    assert videos._worker is process
+    copy = pickle.loads(pickle.dumps(videos))
+    assert copy.size(path) == (8, 48, 64)
+    assert copy._worker is not process
+    copy.close()
