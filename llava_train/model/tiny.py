@@ -53,7 +53,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(
-    tokenizer: PreTrainedTokenizerBase, tied: bool = True, tile_size: int = 28, patch_size: int = 7
+    tokenizer: PreTrainedTokenizerBase,
+    tied: bool = True,
+    tile_size: int = 28,
+    patch_size: int = 7,
+    max_tiles: int = 9,
 ) -> LlavaOnevisionConfig:
     """Two layers each; more embedding rows than tokens, as in the published checkpoints; grid (1x1) to (3x3)."""
     sides = [tile_size * n for n in (1, 2, 3)]
@@ -84,16 +88,25 @@ def tiny_config(
         image_token_index=vocabulary["<image>"],
         video_token_index=vocabulary["<video>"],
         image_grid_pinpoints=[[height, width] for height in sides for width in sides],
-        vision_aspect_ratio="anyres_max_9",
+        vision_aspect_ratio=f"anyres_max_{max_tiles}",
         tie_word_embeddings=tied,
     )
 
 
 def tiny_model(config: LlavaOnevisionConfig, seed: int = 0) -> LlavaOnevisionForConditionalGeneration:
-    """Random fp32 weights, the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlavaOnevisionForConditionalGeneration(config)
+    """Random fp32 weights, the same for the same seed.
+
+    Drawn larger than transformers does (standard deviation 0.02), which leaves so small a model deaf to its input.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = LlavaOnevisionForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 or name == "model.image_newline":
+                parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+            elif name.endswith(".bias"):
+                parameter.normal_(std=0.1, generator=generator)
+    return model
 
 
 def make_tiny(out: Path, tokenizer_folder: Path | None = None, *, seed: int = 0, **config: Any) -> Path:
