@@ -107,7 +107,7 @@ def _own_recipes(folder: str, faults: list[Fault]) -> dict[str, Path]:
 
 
 def _register(recipes: dict[str, Path]) -> list[Fault]:
-    """Makes these recipes, no others, known to Hydra as group `recipe`. Returns the faults of files that do not parse."""
+    """Makes these recipes, no others, known to Hydra as group `recipe`. Returns faults of files that do not parse."""
     store, faults = ConfigStore.instance(), list[Fault]()
     store.repo.pop("recipe", None)
     for name, path in recipes.items():

@@ -94,7 +94,9 @@ def _bound(prefix: str, node: Any, key: str, comparison: str, bound: float) -> I
 
 def run_name_is_a_folder_name(config: Config) -> Iterator[Fault]:
     if not plain_name(config.run.name):
-        yield Fault("run.name", f"{shown(config.run.name)} is no folder name", "no / or \\, no leading dot, not empty")
+        yield Fault(
+            "run.name", f"{shown(config.run.name)} is no folder name", "no /, no leading dot, no line break, not empty"
+        )
 
 
 def run_dir_is_set(config: Config) -> Iterator[Fault]:
@@ -107,7 +109,7 @@ def stages_not_empty(config: Config) -> Iterator[Fault]:
         yield Fault("stages", "is empty: nothing would train", "choose a recipe: +recipe=NAME")
     for name in config.stages:
         if not plain_name(name):
-            yield Fault(f"stages.{name}", "is no folder name", "no / or \\, no leading dot, not empty")
+            yield Fault(f"stages.{name}", "is no folder name", "no /, no leading dot, no line break, not empty")
 
 
 def model_has_a_start(config: Config) -> Iterator[Fault]:
@@ -246,8 +248,8 @@ def generate_names_videos_once(config: GenerateConfig) -> Iterator[Fault]:
 
 
 def plain_name(name: str) -> bool:
-    """Whether a name serves as one folder below another on every system."""
-    return bool(name.strip()) and not name.startswith(".") and not any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name)
+    """Whether a name serves as one folder below another."""
+    return bool(name.strip()) and not name.startswith(".") and "/" not in name and name.isprintable()
 
 
 RULES: tuple[Rule, ...] = (

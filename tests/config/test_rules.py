@@ -31,7 +31,7 @@ def broken(config: Config, **values: object) -> Config:
 
 STAGE = "stages.onevision"
 CASES = [
-    ({"run__name": "a/b"}, "run.name", "no / or \\"),
+    ({"run__name": "a/b"}, "run.name", "no /, no leading dot"),
     ({"run__name": ""}, "run.name", "not empty"),
     ({"run__name": ".."}, "run.name", "no leading dot"),
     ({"run__dir": ""}, "run.dir", "leave it out for runs/NAME"),

@@ -1,0 +1,92 @@
+"""The front door as a user sees it: exit codes, no traceback, from any folder, without the heavy libraries."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_train.cli.main import help_text, main, pick_verb
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    line = [sys.executable, "-X", "importtime", "-m", "llava_train", *words]
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def messages(stderr: str) -> str:
+    return "\n".join(line for line in stderr.splitlines() if not line.startswith("import time:"))
+
+
+def own_data(folder: Path) -> list[str]:
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "model" / "model.safetensors").write_bytes(b"")
+    (folder / "it's, data.json").write_text(json.dumps([{"id": "a"}] * 300))
+    return ["model.init=model", "data.file=it's, data.json", "data.root=."]
+
+
+def test_check_works_from_any_folder_and_loads_no_heavy_library(tmp_path):
+    done = command("check", "+recipe=ov_stage", "model=onevision_0_5b", *own_data(tmp_path), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "ov_stage-0_5b: no faults" in done.stdout
+    assert "300 samples" in done.stdout
+    assert "2, each of 256 samples" in done.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert {"hydra", "llava_train"} <= imported
+    assert not {"torch", "transformers", "deepspeed"} & imported
+
+
+def test_faults_end_in_exit_code_2_without_a_traceback(tmp_path):
+    words = ["run.sed=1", "log.every=0", "data.file=none.json"]
+    done = command("check", "+recipe=tiny", *words, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    text = messages(done.stderr)
+    assert "Traceback" not in text
+    for part in ("run.seed?", "log.every: 0 is out of range", "no file none.json", "4 errors"):
+        assert part in text
+
+
+def test_help_teaches_without_importing_a_heavy_library(tmp_path):
+    done = command("--help", folder=tmp_path)
+    assert done.returncode == 0
+    for part in ("check", "preview", "generate", "ov_stage", "data.file=FILE", "--config-dir my_recipes"):
+        assert part in done.stdout
+    assert "torch" not in done.stderr
+
+
+def test_help_fits_a_terminal_and_names_every_recipe():
+    text = help_text()
+    recipes = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.yaml"))
+    assert recipes
+    assert all(f"  {name} " in text for name in recipes)
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_no_words_print_the_help_and_fail(capsys):
+    assert main([]) == 2
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_names_the_nearest(capsys):
+    assert main(["chekc", "+recipe=tiny"]) == 2
+    assert capsys.readouterr().err == "no verb chekc\n    -> did you mean check?\n"
+    assert main(["zzz"]) == 2
+    assert "known: train, check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", ["+recipe=tiny", "recipe=tiny", "--config-dir", "~stages.a"])
+def test_no_verb_means_train(first):
+    assert pick_verb([first, "a=b"]) == ("train", [first, "a=b"])
+
+
+def test_one_rank_tells_what_is_the_same_on_all(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["check", "run.seed=1"]) == 2
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,176 @@
+"""`check`'s look at the disk: checkpoints, parts, sources, held-out questions, records for one batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava_train.config.errors import Fault
+from llava_train.config.files import COUNT_LIMIT, check_files, count_records, is_hub_name
+from llava_train.config.load import load
+from llava_train.config.schema import Config
+
+MIXTURE = """\
+sources:
+  here: {file: here.json, sampling: 'first:50%', repeat: 3}
+  lines: {file: lines.jsonl, media_root: media}
+  gone: {file: gone.json, repository: org/gone}
+  secret: {file: secret.json, repository: unreleased}
+"""
+
+
+def checkpoint(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def only_fault(config: Config) -> Fault:
+    _, faults = check_files(config)
+    assert len(faults) == 1, faults
+    return faults[0]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> Config:
+    """One stage of batch 4 whose four sources hold 9 and 2 samples, and two that are not there."""
+    monkeypatch.chdir(tmp_path)
+    Path("media").mkdir()
+    Path("mix.yaml").write_text(MIXTURE)
+    Path("here.json").write_text(json.dumps([{}] * 6))
+    Path("lines.jsonl").write_text("{}\n\n{}\n")
+    return load(["+recipe=tiny", "~stages.projector", "stages.onevision.mixture=mix.yaml", "data.root=."])
+
+
+@pytest.fixture
+def whole(config) -> Config:
+    """The same with nothing missing."""
+    Path("gone.json").write_text("[]")
+    Path("secret.json").write_text("[]")
+    return config
+
+
+def test_a_sound_run_has_no_fault_and_its_samples_are_counted(whole):
+    records, faults = check_files(whole)
+    assert faults == []
+    assert records["onevision"].num_samples == 3 * 3 + 2
+
+
+def test_each_missing_source_is_named_with_where_to_get_it(config):
+    _, faults = check_files(config)
+    assert [(f.key, f.problem) for f in faults] == [
+        ("stages.onevision.mixture", "source gone: no file gone.json"),
+        ("stages.onevision.mixture", "source secret: no file secret.json"),
+    ]
+    assert faults[0].remedy.startswith("download org/gone")
+    assert faults[1].remedy.startswith("it was never released")
+    assert all("data.allow_missing_sources=true" in fault.remedy for fault in faults)
+
+
+def test_missing_sources_are_left_out_by_name_on_demand(config):
+    config.data.allow_missing_sources = True
+    records, faults = check_files(config)
+    assert faults == []
+    assert records["onevision"].left_out == ["gone", "secret"]
+
+
+def test_a_mixture_of_which_nothing_is_there_is_refused_even_so(config, tmp_path):
+    config.data.allow_missing_sources, config.data.root = True, str(tmp_path / "elsewhere")
+    assert only_fault(config).problem == "not one of its sources is on disk"
+
+
+def test_fewer_samples_than_a_batch_names_both_counts(whole):
+    whole.stages["onevision"].global_batch_size = 12
+    fault = only_fault(whole)
+    assert fault.key == "stages.onevision.global_batch_size"
+    assert fault.problem == "11 samples are fewer than one batch of 12"
+    assert "global_batch_size=11" in fault.remedy
+
+
+def test_a_file_too_large_to_count_is_not_opened(whole):
+    with Path("here.json").open("wb") as file:
+        file.truncate(COUNT_LIMIT + 1)
+    records, faults = check_files(whole)
+    assert faults == []
+    assert records["onevision"].not_counted == ["here"]
+
+
+@pytest.mark.parametrize(("text", "reason"), [("{}", "no list of records"), ("[1,", "line 1"), ("\xff", "decode")])
+def test_a_file_that_is_no_list_of_records_is_named(whole, text, reason):
+    Path("here.json").write_bytes(text.encode("latin-1"))
+    fault = only_fault(whole)
+    assert fault.problem.startswith("source here: here.json:")
+    assert reason in fault.problem
+
+
+def test_a_missing_media_folder_is_named(whole):
+    Path("media").rmdir()
+    assert only_fault(whole).problem == "source lines: no media folder media"
+
+
+def test_a_missing_file_of_ones_own_names_its_setting(whole):
+    whole.data.file = "mine.json"
+    fault = only_fault(whole)
+    assert (fault.key, fault.problem) == ("data.file", "source mine: no file mine.json")
+    assert fault.remedy == "check data.file and data.root"
+
+
+def test_a_missing_mixture_is_named(whole):
+    whole.stages["onevision"].mixture = "none.yaml"
+    assert only_fault(whole).problem == "none.yaml: no such mixture file"
+
+
+def test_missing_held_out_questions_are_named(whole):
+    config = load(["+recipe=tiny", "+evaluation.tasks.a={file: a.json, limit: 0}"])
+    whole.evaluation = config.evaluation
+    assert only_fault(whole).key == "evaluation.tasks.a.file"
+    Path("a.json").write_text("[]")
+    assert check_files(whole)[1] == []
+
+
+def test_a_start_that_is_not_there_says_what_to_run_first(whole):
+    whole.model.init = "runs/mid_stage/mid/hf"
+    fault = only_fault(whole)
+    assert (fault.key, fault.problem) == ("model.init", "no folder runs/mid_stage/mid/hf")
+    assert "run the recipe" in fault.remedy
+    assert "model.init=DIR_OR_HUB_NAME" in fault.remedy
+
+
+def test_a_start_needs_a_config_and_weights(whole):
+    folder = checkpoint(Path("start"))
+    whole.model.init = "start"
+    assert check_files(whole)[1] == []
+    (folder / "model.safetensors").unlink()
+    assert "no weights" in only_fault(whole).problem
+    (folder / "config.json").unlink()
+    assert "no config.json" in only_fault(whole).problem
+
+
+def test_both_parts_are_looked_for(whole):
+    whole.model.init, whole.model.language_model, whole.model.vision_tower = "", "./l", "google/siglip"
+    assert only_fault(whole).key == "model.language_model"
+    checkpoint(Path("l"))
+    assert check_files(whole)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Qwen/Qwen2-7B-Instruct", True),
+        ("runs/mine", False),
+        ("gpt2", False),
+        ("./a/b", False),
+        ("/a/b", False),
+        ("a/b/c", False),
+    ],
+)
+def test_a_hub_name_is_an_organisation_and_a_name_not_on_disk(tmp_path, monkeypatch, name, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    assert is_hub_name(name) is expected
+
+
+def test_counting_refuses_other_files(tmp_path):
+    with pytest.raises(ValueError, match=r"\.json \.jsonl"):
+        count_records(tmp_path / "a.csv")
