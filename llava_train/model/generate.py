@@ -26,8 +26,9 @@ def generate(
     longest = batch.max_seqlen
     rows = torch.stack([torch.nn.functional.pad(p, (0, 0, longest - len(p), 0)) for p in prompts])
     mask = torch.stack([torch.arange(longest, device=rows.device) >= longest - len(p) for p in prompts])
-    with _text_attention(forward.hf_model, "sdpa"):
-        answers = forward.hf_model.generate(
+    hf_model: Any = forward.hf_model
+    with _text_attention(hf_model, "sdpa"):
+        answers = hf_model.generate(
             inputs_embeds=rows,
             attention_mask=mask.long(),
             do_sample=False,

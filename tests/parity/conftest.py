@@ -22,12 +22,12 @@ class Pair:
     theirs: Theirs
 
 
-@pytest.fixture(scope="session", params=[(28, 7), (42, 14)], ids=["side4", "side3"])
+@pytest.fixture(scope="session", params=[(28, 7, True), (42, 14, False)], ids=["side4-tied", "side3-untied"])
 def pair(request, tmp_path_factory) -> Pair:
     """Tiles of an even and of an odd side."""
-    tile_size, patch_size = request.param
+    tile_size, patch_size, tied = request.param
     folder = make_tiny(
-        tmp_path_factory.mktemp("pair") / "tiny", tile_size=tile_size, patch_size=patch_size, max_tiles=4
+        tmp_path_factory.mktemp("pair") / "tiny", tied=tied, tile_size=tile_size, patch_size=patch_size, max_tiles=4
     )
     loaded = load_model(ModelConfig(str(folder), "", "", "auto"), "fp32", folder.parent)
     config = loaded.model.config

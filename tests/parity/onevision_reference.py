@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from collate_stub import collate
 from PIL import Image
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 from llava_train.batch.packed import PackedBatch
+from llava_train.data.collate import collate
 from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.image import to_square, to_tiles
 from llava_train.data.sample import Sample, Turn
@@ -132,10 +132,12 @@ class Theirs:
         videos = {"pixel_values_videos": [film[0] for film in self.frames(case)]}
         return images, [len(replace(stand_in, videos, i)) for i in range(len(case.frames))]
 
-    def input_ids(self, case: Case, template: str) -> list[int]:
-        """The rendered conversation with expanded placeholders, tokenised at once."""
+    def input_ids(self, case: Case, template: str, prompt: bool = False) -> list[int]:
+        """The rendered conversation with expanded placeholders, tokenised at once. prompt: open for the answer."""
         messages = [{"role": "user", "content": case.text}, {"role": "assistant", "content": case.answer}]
-        text = self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        text = self.tokenizer.apply_chat_template(
+            messages[: 1 if prompt else 2], chat_template=template, tokenize=False, add_generation_prompt=prompt
+        )
         images, videos = self.num_tokens(case)
         for tag, counts in (("<image>", images), ("<video>", videos)):
             parts = text.split(tag)

@@ -10,11 +10,9 @@ from onevision_reference import KINDS, MIXED, SEVERAL, SINGLE, TEXT, VIDEO, Case
 from llava_train.family.onevision.template import chat_template
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-SIZES = (
-    [(28, 28), (28, 56), (56, 28), (84, 84), (42, 42), (10, 10), (1, 1), (1, 90), (90, 1), (17, 91), (91, 17)]
-    + [(40, 41), (300, 20), (20, 300), (64, 48), (48, 64), (200, 200), (133, 77), (77, 133), (51, 99), (251, 90)]
-    + [(37, 911), (99, 100)]
-)
+HEIGHTS = (28, 28, 56, 84, 42, 10, 1, 1, 90, 17, 91, 40, 300, 20, 64, 48, 200, 133, 77, 51, 251, 37, 99)
+WIDTHS = (28, 56, 28, 84, 42, 10, 1, 90, 1, 91, 17, 41, 20, 300, 48, 64, 200, 77, 133, 99, 90, 911, 100)
+SIZES = list(zip(HEIGHTS, WIDTHS, strict=True))
 
 
 def compare_logits(pair, cases):
