@@ -7,6 +7,7 @@ command line names.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from llava_train.config.overrides import CONFIG_DIR, CommandLine, apply, restore
 from llava_train.config.rules import judge, judge_generate
 from llava_train.config.schema import Config, GenerateConfig
 from llava_train.config.typed import UNSOUND, build, nearest
+
+_read_once = cache(read_yaml)  # for our own recipes, which do not change while a process runs
 
 
 def load(argv: list[str]) -> Config:
@@ -112,7 +115,7 @@ def _register(recipes: dict[str, Path]) -> list[Fault]:
     store.repo.pop("recipe", None)
     for name, path in recipes.items():
         try:
-            content = read_yaml(path)
+            content = _read_once(path) if path.is_relative_to(assets_root()) else read_yaml(path)
         except ConfigError as error:
             faults += error.faults
             continue

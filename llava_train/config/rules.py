@@ -94,9 +94,7 @@ def _bound(prefix: str, node: Any, key: str, comparison: str, bound: float) -> I
 
 def run_name_is_a_folder_name(config: Config) -> Iterator[Fault]:
     if not plain_name(config.run.name):
-        yield Fault(
-            "run.name", f"{shown(config.run.name)} is no folder name", "no /, no leading dot, no line break, not empty"
-        )
+        yield Fault("run.name", f"{shown(config.run.name)} is no folder name", "no /, no leading dot, not empty")
 
 
 def run_dir_is_set(config: Config) -> Iterator[Fault]:
@@ -109,7 +107,7 @@ def stages_not_empty(config: Config) -> Iterator[Fault]:
         yield Fault("stages", "is empty: nothing would train", "choose a recipe: +recipe=NAME")
     for name in config.stages:
         if not plain_name(name):
-            yield Fault(f"stages.{name}", "is no folder name", "no /, no leading dot, no line break, not empty")
+            yield Fault(f"stages.{name}", "is no folder name", "no /, no leading dot, not empty")
 
 
 def model_has_a_start(config: Config) -> Iterator[Fault]:

@@ -154,21 +154,12 @@ def test_both_parts_are_looked_for(whole):
     assert check_files(whole)[1] == []
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("Qwen/Qwen2-7B-Instruct", True),
-        ("runs/mine", False),
-        ("gpt2", False),
-        ("./a/b", False),
-        ("/a/b", False),
-        ("a/b/c", False),
-    ],
-)
-def test_a_hub_name_is_an_organisation_and_a_name_not_on_disk(tmp_path, monkeypatch, name, expected):
+def test_a_hub_name_is_an_organisation_and_a_name_not_on_disk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
-    assert is_hub_name(name) is expected
+    assert is_hub_name("Qwen/Qwen2-7B-Instruct")
+    for name in ("runs/mine", "gpt2", "./a/b", "/a/b", "../b", "a/b/c", "a b/c"):
+        assert not is_hub_name(name)
 
 
 def test_counting_refuses_other_files(tmp_path):

@@ -76,14 +76,13 @@ def test_demo_has_the_stages_of_the_real_run():
     assert list(load(["+recipe=demo"]).stages) == list(load(["+recipe=all_stages"]).stages)
 
 
-@pytest.mark.parametrize(
-    ("stage", "mode"), [("mid", "anyres_mid"), ("final_image", "anyres_max_9"), ("onevision", "anyres_max_9")]
-)
-def test_grids_are_the_golden_ones(stage, mode):
-    image = load(["+recipe=all_stages"]).stages[stage].image
-    tile = GEOMETRY[mode]["tile"]
-    assert [[rows * tile, columns * tile] for rows, columns in image.grid] == GEOMETRY[mode]["grid_hw"]
-    assert image.max_tiles == GEOMETRY[mode]["max_tiles"]
+def test_grids_are_the_golden_ones():
+    stages = load(["+recipe=all_stages"]).stages
+    for stage, mode in {"mid": "anyres_mid", "final_image": "anyres_max_9", "onevision": "anyres_max_9"}.items():
+        image, golden = stages[stage].image, GEOMETRY[mode]
+        tile = golden["tile"]
+        assert [[rows * tile, columns * tile] for rows, columns in image.grid] == golden["grid_hw"]
+        assert image.max_tiles == golden["max_tiles"]
 
 
 # stage: vision tower, projector, language model, batch, length, template (the published scripts and documents)
