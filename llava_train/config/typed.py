@@ -97,7 +97,8 @@ def shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return "an empty text" if value == "" else str(value)
+    text = str(value)
+    return (text if len(text) <= 80 else f"{text[:77]}...") or "an empty text"
 
 
 def _dataclass(cls: Any, value: Any, key: str, faults: list[Fault]) -> Any:
@@ -109,16 +110,13 @@ def _dataclass(cls: Any, value: Any, key: str, faults: list[Fault]) -> Any:
         if name not in kinds:
             faults.append(unknown(f"{prefix}{name}", kinds))
     for spec in fields(cls):
+        field_key, kind = f"{prefix}{spec.name}", kinds[spec.name]
         if spec.name in value:
-            entry = build(kinds[spec.name], value[spec.name], f"{prefix}{spec.name}", faults)
-        elif (entry := _default(spec)) is UNSOUND:
-            faults.append(
-                Fault(
-                    f"{prefix}{spec.name}",
-                    "is not set",
-                    f"set it: {prefix}{spec.name}=..., {describe(kinds[spec.name])}",
-                )
-            )
+            entry = build(kind, value[spec.name], field_key, faults)
+        elif (entry := _default(spec)) is UNSOUND and is_dataclass(kind):
+            entry = build(kind, {}, field_key, faults)  # names the fields that are needed
+        elif entry is UNSOUND:
+            faults.append(Fault(field_key, "is not set", f"set it: {field_key}=..., {describe(kind)}"))
         if entry is not UNSOUND:
             setattr(made, spec.name, entry)
     return made

@@ -183,7 +183,7 @@ def test_generate_takes_no_recipe_and_names_what_is_missing():
     assert [(f.key, f.remedy) for f in caught.value.faults] == [
         ("recipe", "set model.init=DIR_OR_HUB_NAME, and leave this out"),
         ("promt", "did you mean prompt?"),
-        ("model", "set it: model=..., a mapping of init"),
+        ("model.init", "set it: model.init=..., a text"),
         ("prompt", "set it: prompt=..., a text"),
     ]
 
@@ -268,3 +268,19 @@ def test_own_recipes_need_a_folder_that_holds_some(tmp_path):
     assert faults_of("--config-dir", str(tmp_path / "none"), "+recipe=tiny")[0].problem.startswith("no folder")
     assert faults_of("--config-dir", str(tmp_path), "+recipe=tiny")[0].problem.startswith("no .yaml file")
     assert faults_of("+recipe=tiny", "--config-dir")[0].remedy == "write --config-dir my_recipes"
+
+
+def test_a_part_that_is_missing_names_the_fields_it_needs():
+    needed = ["log.every", "log.trackers"]
+    assert keys_of("+recipe=tiny", "~log") == needed
+
+
+def test_an_added_stage_names_all_that_it_lacks():
+    keys = keys_of("+recipe=tiny", "+stages.more.epochs=1")
+    assert "stages.more.mixture" in keys
+    assert "stages.more.learning_rate.projector" in keys
+    assert "stages.more.epochs" not in keys
+
+
+def test_hydra_values_may_refer_to_others():
+    assert load(["+recipe=tiny", "run.seed=5", "log.every=${run.seed}"]).log.every == 5
