@@ -12,12 +12,17 @@ from llava_train.config.schema import Config, StageConfig
 
 def run(argv: list[str]) -> int:
     """Prints a summary of a sound run. Raises ConfigError with all faults of one that is not."""
+    print(summary(*load_checked(argv)))
+    return 0
+
+
+def load_checked(argv: list[str]) -> tuple[Config, dict[str, StageRecords]]:
+    """The run that `argv` describes, and its records by stage. Raises ConfigError with all faults, files included."""
     config, faults = collect(argv)
     records, missing = check_files(config, complete=not faults)
     if faults or missing:
         raise ConfigError(faults + missing)
-    print(summary(config, records))
-    return 0
+    return config, records
 
 
 def summary(config: Config, records: dict[str, StageRecords]) -> str:
