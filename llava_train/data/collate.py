@@ -1,4 +1,4 @@
-"""Encoded samples of one pack, laid end to end as a `PackedBatch`. Document boundaries are written here and nowhere else."""
+"""Encoded samples of one pack, end to end as a `PackedBatch`. Document boundaries are written here, nowhere else."""
 
 from __future__ import annotations
 

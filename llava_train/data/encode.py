@@ -64,7 +64,7 @@ class Encoder:
         max_length: int,
     ):
         self._tokenizer = text_tokenizer(tokenizer)
-        self._placeholders: dict[MediumKind, int] = {"image": image_token_id, "video": video_token_id}
+        self.placeholders: dict[MediumKind, int] = {"image": image_token_id, "video": video_token_id}
         self.template = template
         self.max_length = max_length
         self._constants = {text: self._encode(text) for text in template.constants}
@@ -101,7 +101,7 @@ class Encoder:
                 if (layout := next(remaining, None)) is None:
                     raise sample.error("tag/media mismatch", f"more tags than the {len(layouts)} media")
                 assert (layout.kind == "video") == (piece.medium == "video"), (sample.name, layout)
-                new = [self._placeholders[piece.medium]] * layout.num_tokens
+                new = [self.placeholders[piece.medium]] * layout.num_tokens
                 positions.append(range(len(ids), len(ids) + len(new)))
                 labels += [IGNORE_INDEX] * len(new)
             else:

@@ -18,10 +18,9 @@ from llava_train.family.onevision.geometry import Geometry
 class MediaReader:
     """Opens images and videos by one geometry; picklable, each process decodes by itself."""
 
-    def __init__(self, geometry: Geometry, video: VideoConfig, max_pixels: int, decode_timeout: float):
+    def __init__(self, geometry: Geometry, videos: VideoReader, max_pixels: int):
         self.geometry = geometry
-        self._max_pixels = max_pixels
-        self._videos = VideoReader(video, decode_timeout, max_pixels)
+        self._videos, self._max_pixels = videos, max_pixels
 
     def layouts(self, sample: Sample) -> list[VisualLayout]:
         """One layout per medium, no pixel decoded. Raises DataError: tag/media mismatch, missing or unreadable file."""
@@ -53,7 +52,11 @@ class MediaReader:
 
 
 def make_media_reader(data: DataConfig, video: VideoConfig, geometry: Geometry) -> MediaReader:
-    return MediaReader(geometry, video, data.max_pixels, data.decode_timeout)
+    return MediaReader(geometry, make_video_reader(data, video), data.max_pixels)
+
+
+def make_video_reader(data: DataConfig, video: VideoConfig) -> VideoReader:
+    return VideoReader(video, data.decode_timeout, data.max_pixels)
 
 
 @contextmanager

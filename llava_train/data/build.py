@@ -1,0 +1,95 @@
+"""A stage's data from its configuration: index, order and the stream of steps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from llava_train.config.errors import DataError
+from llava_train.config.schema import DataConfig, StageConfig
+from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_tensors
+from llava_train.data.encode import Encoder, text_tokenizer
+from llava_train.data.index import load_index, refusal
+from llava_train.data.media import make_media_reader
+from llava_train.data.mixture import present_sources
+from llava_train.data.sampler import StepOrder
+from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, make_template
+
+
+class StageData:
+    """num_samples: draws of one epoch. refused: samples found bad before decoding (under data.on_error=skip)."""
+
+    def __init__(
+        self,
+        dataset: StepDataset,
+        order: StepOrder,
+        num_samples_by_source: dict[str, int],
+        refused: list[DataError],
+        data: DataConfig,
+    ):
+        self._dataset, self._data = dataset, data
+        self.steps_per_epoch = order.steps_per_epoch
+        self.num_samples_by_source = num_samples_by_source
+        self.num_samples = sum(num_samples_by_source.values())
+        self.refused = refused
+
+    def step_batches(self, start_step: int, num_steps: int) -> Iterator[StepBatches]:
+        """Steps start_step, start_step + 1, ... of this rank, prepared ahead by `data.num_workers` processes.
+
+        Raises DataError for a sample that cannot be decoded, under data.on_error=error.
+        """
+        workers = self._data.num_workers
+        loader = DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=range(start_step, start_step + num_steps),
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            collate_fn=to_arrays,
+        )
+        for item in loader:
+            if item.skipped and self._data.on_error == "error":
+                raise refusal(item.skipped)
+            yield to_tensors(item)
+
+
+def make_encoder(tokenizer: PreTrainedTokenizerBase, stage: StageConfig) -> Encoder:
+    """The encoder of a stage, for a tokenizer that has `<image>` and `<video>`."""
+    image_token_id, video_token_id = tokenizer.convert_tokens_to_ids([IMAGE_TAG, VIDEO_TAG])
+    template = make_template(stage.template, stage.label_rule, stage.tag_policy)
+    return Encoder(tokenizer, image_token_id, video_token_id, template, stage.max_length)
+
+
+def build_data(
+    data: DataConfig,
+    stage: StageConfig,
+    stage_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    geometry: Geometry,
+    seed: int,
+    rank: int,
+    world_size: int,
+    cache_dir: Path,
+) -> StageData:
+    """Reads or makes the stage's index. Raises ConfigError (sources), DataError (bad samples under on_error=error)."""
+    sources = present_sources(data, stage)
+    encoder = make_encoder(tokenizer, stage)
+    media = make_media_reader(data, stage.video, geometry)
+    vocabulary = hashlib.sha256(text_tokenizer(tokenizer).to_str().encode()).hexdigest()
+    template = [stage.template, stage.label_rule, stage.tag_policy, stage.max_length]
+    settings = [vocabulary, encoder.placeholders, template, asdict(geometry), asdict(stage.video), data.max_pixels]
+    index = load_index(sources, encoder, media, seed, settings, data.num_workers, cache_dir)
+    if index.refused and data.on_error == "error":
+        raise refusal(index.refused)
+    num_samples = sum(index.num_samples_by_source.values())
+    if not num_samples:
+        raise refusal(index.refused) if index.refused else DataError(", ".join(sources), "-", "no samples")
+    order = StepOrder(num_samples, stage.global_batch_size, seed, stage_name)
+    dataset = StepDataset(index, encoder, media, order, stage.pack, rank, world_size)
+    return StageData(dataset, order, index.num_samples_by_source, index.refused, data)

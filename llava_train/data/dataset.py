@@ -1,0 +1,97 @@
+"""Steps as a map-style dataset: item `step` holds this rank's micro-batches of that optimiser step, decoded.
+
+A pure function of (seed, stage, step), so a resumed run, another number of workers or of ranks sees the same samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from llava_train.batch.packed import PackedBatch
+from llava_train.config.errors import DataError
+from llava_train.config.schema import PackConfig
+from llava_train.data.collate import collate, filler
+from llava_train.data.encode import EncodedSample, Encoder
+from llava_train.data.index import Index
+from llava_train.data.media import MediaReader
+from llava_train.data.packing import plan_step
+from llava_train.data.sampler import StepOrder
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """`batches`: this rank's micro-batches, as many as on every rank. `skipped`: samples that decoding refused."""
+
+    step: int
+    epoch: int
+    batches: list[PackedBatch]
+    skipped: list[DataError]
+
+
+class StepDataset(Dataset):
+    def __init__(
+        self,
+        index: Index,
+        encoder: Encoder,
+        media: MediaReader,
+        order: StepOrder,
+        pack: PackConfig,
+        rank: int,
+        world_size: int,
+    ):
+        self._index, self._encoder, self._media, self._order, self._pack = index, encoder, media, order, pack
+        self._rank, self._world_size = rank, world_size
+        self._draws = np.repeat(np.arange(len(index.sizes.lengths)), index.sizes.repeats)
+
+    def __getitem__(self, step: int) -> StepBatches:
+        drawn = self._draws[self._order.positions(step)]
+        sizes = self._index.sizes
+        plan = plan_step(
+            sizes.lengths[drawn].tolist(),
+            sizes.tiles[drawn].tolist(),
+            self._world_size,
+            self._pack.max_tokens,
+            self._pack.max_tiles,
+        )
+        skipped: list[DataError] = []
+        batches = [self._pack_of(drawn[pack], skipped) for pack in plan[self._rank]]
+        return StepBatches(step, self._order.epoch(step), batches, skipped)
+
+    def _pack_of(self, positions: Sequence[int], skipped: list[DataError]) -> PackedBatch:
+        """A sample that decoding refuses leaves its place empty and goes to `skipped`."""
+        encoded: list[EncodedSample] = []
+        tiles: list[np.ndarray] = []
+        for position in positions:
+            sample, layouts = self._index.sample(position)
+            try:
+                pixels = self._media.tiles(sample, layouts)
+            except DataError as error:
+                skipped.append(error)
+                continue
+            encoded.append(self._encoder.encode(sample, layouts))
+            tiles.append(pixels)
+        return collate(encoded, tiles, self._media.geometry) if encoded else filler(self._media.geometry)
+
+
+def to_arrays(item: StepBatches) -> StepBatches:
+    """With arrays in place of tensors: these cross from a worker through a pipe, not through shared memory files."""
+    return _mapped(item, torch.Tensor, torch.Tensor.numpy)
+
+
+def to_tensors(item: StepBatches) -> StepBatches:
+    """Undoes `to_arrays`."""
+    return _mapped(item, np.ndarray, torch.from_numpy)
+
+
+def _mapped(item: StepBatches, kind: type, convert: Any) -> StepBatches:
+    batches = [
+        replace(batch, **{name: convert(value) for name, value in vars(batch).items() if isinstance(value, kind)})
+        for batch in item.batches
+    ]
+    return replace(item, batches=batches)
