@@ -221,7 +221,7 @@ def _generation_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tokenizer files; transformers 5 writes a list and a class name on which 4.57 fails."""
+    """Tokenizer files; transformers 5 writes a list and a class name on which 4.57 fails, and omits what it returns."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -231,4 +231,5 @@ def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         content["additional_special_tokens"] = content.pop("extra_special_tokens")
     if content["tokenizer_class"] == "TokenizersBackend":
         content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    content["model_input_names"] = ["input_ids", "attention_mask"]  # that class would add token_type_ids
     _write_json(path, content)
