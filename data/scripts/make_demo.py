@@ -44,7 +44,9 @@ DETAIL_QUESTION = "Describe the picture in detail."
 NUM_LISTS = 4000  # training records of four digit pictures
 NUM_VIDEOS = 2500  # training clips
 NUM_HELD_OUT = 500  # questions of each held-out task
+NUM_TEXTS = 8000  # training records without media
 MAX_TURNS = 5  # questions about one picture in one record
+MAX_TEXT_TURNS = 3
 FRAME_RATE = 8
 HELD_OUT_PACE = (8, 8, 8, 8)  # frames that each digit of a held-out clip is shown
 
@@ -95,7 +97,8 @@ def shape_attributes(questions: list[tuple[str, str, int]]) -> dict[int, tuple[s
     """Picture number -> (color, shape), for the pictures whose questions name both.
 
     "yes" to "is there a red shape?" names red, and so does "no" to "is there not a red shape?"; an open question names
-    its answer. [("is no red shape present?", "no", 1), ("what shape is present?", "circle", 1)] -> {1: ("red", "circle")}.
+    its answer. [("is no red shape present?", "no", 1), ("what shape is present?", "circle", 1)] ->
+    {1: ("red", "circle")}.
     """
     named: dict[int, set[str]] = {}
     for question, answer, image in questions:
@@ -198,6 +201,48 @@ def digit_lists(split: str, cells: Cells, count: int, rng: random.Random) -> lis
     return records
 
 
+# --- text alone: words stand where pictures will stand
+
+
+def repeated(words: list[str], most: int, rng: random.Random) -> str:
+    return " ".join(rng.sample(words * (times := rng.randint(1, most)), len(words) * times))
+
+
+def text_list(rng: random.Random) -> tuple[str, str]:
+    """("3 3\\n1 1\\n9 9\\n4 4\\nlist the digits in order.", "3 1 9 4"); or on one line, or as "image k: 3 3"."""
+    digits = [str(d) for d in rng.sample(range(10), 4)]
+    times = rng.choice((1, 1, 2, 3, 4, 6))
+    blocks = [" ".join([d] * times) for d in digits]
+    named = "".join(f"image {k}: {block}\n" for k, block in enumerate(blocks, 1))
+    shown = rng.choice(("\n".join(blocks) + "\n", named, " ".join(blocks) + "\n"))
+    return shown + LIST_QUESTION, " ".join(digits)
+
+
+def text_records(files: dict[str, list[Record]], rng: random.Random) -> list[Record]:
+    """Lists, captions and the training questions, each told in words: "teal rectangle teal rectangle" for a picture."""
+    captions = {r["image"]: r["conversations"][1]["value"] for r in files["shape_captions"]}
+    dialogues = [r for r in files["shape_questions"] if r["image"] in captions]
+    records = []
+    for n in range(NUM_TEXTS):
+        kind = rng.random()
+        if kind < 0.5:
+            records.append(record(f"text-list-{n}", {}, text_list(rng)))
+            continue
+        asked = rng.choice(dialogues)
+        caption = captions[asked["image"]]
+        shown = repeated(caption.strip(".").split()[1:], 3, rng)
+        if kind < 0.6:
+            records.append(record(f"text-caption-{n}", {}, (f"{shown}\n{CAPTION_QUESTION}", caption)))
+        else:
+            first, *rest = asked["conversations"][: 2 * MAX_TEXT_TURNS]
+            told = {**first, "value": first["value"].replace("<image>", shown)}
+            records.append({"id": f"text-questions-{n}", "conversations": [told, *rest]})
+    return records
+
+
+# --- clips
+
+
 def training_pace(rng: random.Random) -> tuple[int, ...]:
     """Frames that each digit is shown: half the clips at the held-out pace, the others uneven, fast or slow."""
     if rng.random() < 0.5:
@@ -259,6 +304,7 @@ def make(out: Path, seed: int) -> None:
     say(f"{NUM_VIDEOS + NUM_HELD_OUT} clips")
     files["digit_videos"] = digit_videos("train", train, NUM_VIDEOS, rng("train videos"), out, training_pace)
     held_out["video"] = digit_videos("test", test, NUM_HELD_OUT, rng("held-out videos"), out, lambda _: HELD_OUT_PACE)
+    files["text"] = text_records(files, rng("text"))
     for name, records in files.items():
         write_json(out / f"{name}.json", records)
     for name, records in held_out.items():
