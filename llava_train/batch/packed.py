@@ -7,7 +7,7 @@ document: `input_ids = [a b c d e]`, `position_ids = [0 1 2 0 1]`, `cu_seqlens =
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -37,7 +37,7 @@ class PackedBatch:
     """T tokens in D documents with V visual tokens from N tiles of S x S pixels.
 
     input_ids         int64 [T]      placeholders already expanded, one id per visual token
-    labels            int64 [T]      under input_ids, unshifted; IGNORE_INDEX where not supervised and at each document's start
+    labels            int64 [T]      under input_ids, unshifted; IGNORE_INDEX: not supervised, or a document's first
     position_ids      int64 [T]      from 0 in each document
     cu_seqlens        int32 [D + 1]  document boundaries, the only ones: attention reads these
     max_seqlen        longest document
@@ -62,5 +62,7 @@ class PackedBatch:
         return int((self.labels != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        moved: dict[str, Any] = {
+            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)
+        }
         return replace(self, **moved)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from llava_train.config.load import load_generate
-from llava_train.config.schema import DataConfig, GenerateConfig
+from llava_train.config.schema import GenerateConfig
 from llava_train.data.sample import Sample, Turn
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.train.answer import Answerer
@@ -20,7 +20,7 @@ def run(argv: list[str]) -> int:
     """Prints the answer. Raises ConfigError, DataError."""
     config = load_generate(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    answerer = Answerer(config.model.init, _media_limits(), device, config.dtype)
+    answerer = Answerer(config.model.init, device, MAX_PIXELS, DECODE_TIMEOUT, config.dtype)
     print(answerer.answer([prompt_sample(config)], config.max_new_tokens)[0])
     return 0
 
@@ -45,15 +45,3 @@ def media_first(text: str, tags: list[str]) -> str:
         text = text.strip()
     glue = "" if text.startswith("\n") or not tags else "\n"
     return "\n".join(tags) + glue + text
-
-
-def _media_limits() -> DataConfig:
-    return DataConfig(
-        file="",
-        root="",
-        on_error="error",
-        allow_missing_sources=False,
-        num_workers=0,
-        decode_timeout=DECODE_TIMEOUT,
-        max_pixels=MAX_PIXELS,
-    )

@@ -7,7 +7,7 @@ import os
 import sys
 
 from llava_train.config.assets import headline, shipped_recipes
-from llava_train.config.errors import ConfigError, DataError
+from llava_train.config.errors import ConfigError, DataError, RunError
 from llava_train.config.typed import nearest
 
 VERBS = {
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         if os.environ.get("RANK", "0") == "0":  # the same on every rank, so one of them tells
             print(error, file=sys.stderr)
-    except DataError as error:
+    except (DataError, RunError) as error:
         print(error, file=sys.stderr)
     return 2
 

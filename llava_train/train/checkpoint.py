@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def save(stage_dir: Path, engine: Engine, state: TrainState, meta: dict[str, Any
     engine.save(beside, TAG)
     torch.save(torch.get_rng_state(), beside / f"rng-{ranks.rank}.pt")
     if ranks.is_first:
-        (beside / "state.json").write_text(json.dumps({"state": state.as_dict(), "meta": meta}, indent=1))
+        (beside / "state.json").write_text(json.dumps({"state": asdict(state), "meta": meta}, indent=1))
     ranks.barrier()
     if ranks.is_first:
         flush(beside)

@@ -1,15 +1,20 @@
-"""Ranks: start them, and agree on numbers and objects. One process without a launcher is world size 1 of the same path."""
+"""Ranks: start them, and agree on numbers and objects. One process without a launcher is a world of size 1."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 
 # The original waits a year for a lost rank; half an hour is longer than any step and short enough to be noticed.
 TIMEOUT = timedelta(minutes=30)
@@ -44,6 +49,15 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """Rank 0 runs the body while the others wait, then they run it."""
+        if not self.is_first:
+            self.barrier()
+        yield
+        if self.is_first:
+            self.barrier()
+
     def first(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         return self.gather(value)[0]
@@ -55,7 +69,7 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-def _from_slurm(environ: dict[str, str]) -> dict[str, str]:
+def slurm_environment(environ: dict[str, str]) -> dict[str, str]:
     if "SLURM_PROCID" not in environ or "MASTER_ADDR" not in environ:
         return {}
     return {
@@ -65,8 +79,10 @@ def _from_slurm(environ: dict[str, str]) -> dict[str, str]:
     }
 
 
-def start_ranks() -> Ranks:
-    """Joins the process group that torchrun or srun describes in the environment, or makes one of this process alone."""
+@contextmanager
+def start_ranks() -> Iterator[Ranks]:
+    """The process group that torchrun or srun describes in the environment, or one of this process alone."""
+    _quieten_libraries()
     cuda = torch.cuda.is_available()
     if "RANK" not in os.environ:
         alone = {
@@ -76,14 +92,26 @@ def start_ranks() -> Ranks:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
         }
-        os.environ.update(_from_slurm(dict(os.environ)) or alone)
+        os.environ.update(slurm_environment(dict(os.environ)) or alone)
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
         _init_deepspeed_comm("nccl" if cuda else "gloo", local_rank if cuda else None)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _quieten_libraries() -> None:
+    """Drops what a user can do nothing about, and bars that are drawn where nobody looks."""
+    # DeepSpeed calls torch by names that torch renames.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
 
 
 def _init_deepspeed_comm(backend: str, local_rank: int | None) -> None:
@@ -97,8 +125,3 @@ def _init_deepspeed_comm(backend: str, local_rank: int | None) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     dist.init_process_group(backend, timeout=TIMEOUT)
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
-
-
-def stop_ranks() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()

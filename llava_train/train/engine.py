@@ -7,7 +7,7 @@ Precision, ZeRO level and offload are decided here and nowhere else. The optimis
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +98,14 @@ class Engine:
     def forward_backward(self, batch: PackedBatch, num_supervised: float, is_last: bool) -> torch.Tensor:
         """Adds the gradient of (loss sum of `batch`) / `num_supervised`; returns the loss sum, detached, fp32 scalar.
 
-        `num_supervised` counts the whole step over all ranks. DeepSpeed averages gradients over ranks, hence the factor.
+        `num_supervised` counts the whole step over all ranks. DeepSpeed averages over ranks, hence the factor.
         """
         self._engine.set_gradient_accumulation_boundary(is_last)
         loss_sum = self._engine(batch.to(self.ranks.device))
         self._engine.backward(loss_sum * (self.ranks.world_size / num_supervised), scale_wrt_gas=False)
         return loss_sum.detach()
 
-    def gradient_norms(self, part_of: dict[str, str]) -> dict[str, float]:
+    def gradient_norms(self, part_of: Mapping[str, str]) -> dict[str, float]:
         """Norm of the step's unclipped gradient per part, before `step`; every rank takes part. Meant for one step."""
         from deepspeed.utils import safe_get_full_grad
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass, field
 
 from llava_train.config.errors import DataError
 from llava_train.train.step import StepCounts
@@ -15,18 +15,19 @@ class TrainState:
     num_samples: int = 0
     num_tokens: int = 0
     num_supervised: int = 0
+    loss: float = math.nan  # of the last step
     seconds: float = 0.0  # spent training, over all segments of the run
     skipped: list[dict[str, str]] = field(default_factory=list)  # samples lost in decoding, under policy skip
 
-    def add(self, counts: StepCounts, skipped: list[DataError], seconds: float) -> None:
+    def add(self, counts: StepCounts, loss: float, skipped: list[DataError], seconds: float) -> None:
         self.step += 1
         self.num_samples += counts.num_samples
         self.num_tokens += counts.num_tokens
         self.num_supervised += counts.num_supervised
+        self.loss = loss
         self.seconds += seconds
-        self.skipped += [
-            {"source": e.source, "record": e.record, "reason": e.reason, "detail": e.detail} for e in skipped
-        ]
+        self.skipped += [as_record(error) for error in skipped]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+
+def as_record(error: DataError) -> dict[str, str]:
+    return {"source": error.source, "record": error.record, "reason": error.reason, "detail": error.detail}

@@ -1,7 +1,8 @@
-"""One optimiser step: the gradient of the mean loss over all supervised tokens of the global batch, whatever the packs."""
+"""One optimiser step: the gradient of the mean loss over the supervised tokens of the global batch, however packed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,11 @@ def count(batches: list[PackedBatch], ranks: Ranks) -> StepCounts:
 
 
 def train_step(
-    engine: Engine, batches: list[PackedBatch], counts: StepCounts, ranks: Ranks, part_of: dict[str, str] | None = None
+    engine: Engine,
+    batches: list[PackedBatch],
+    counts: StepCounts,
+    ranks: Ranks,
+    part_of: Mapping[str, str] | None = None,
 ) -> StepResult:
     """Forward and backward over this rank's micro-batches, then one update.
 

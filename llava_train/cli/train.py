@@ -1,0 +1,19 @@
+"""`python -m llava_train +recipe=NAME`: every stage of the recipe that is not finished, then what came of it."""
+
+from __future__ import annotations
+
+from llava_train.cli.check import load_checked
+
+
+def run(argv: list[str]) -> int:
+    config, _ = load_checked(argv)
+    from llava_train.train import build, distributed, evaluate, report, stages
+
+    with distributed.start_ranks() as ranks:
+        for stage in stages.pending_stages(config, ranks.world_size):
+            model = build.build_model(config, stage)
+            data = build.build_data(config, stage, model, ranks)
+            build.build_trainer(config, stage, model, data, ranks).run()
+        results = evaluate.evaluate_stages(config, ranks)
+        report.report(config, results, ranks)
+    return 0

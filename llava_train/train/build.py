@@ -1,0 +1,49 @@
+"""One factory per part of a stage: its model, its data, its trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_train.config.schema import Config
+from llava_train.data import build as data_build
+from llava_train.family.onevision.geometry import Geometry, make_geometry
+from llava_train.model.build import LoadedModel, load_model
+from llava_train.train.distributed import Ranks
+from llava_train.train.loop import Trainer
+from llava_train.train.stages import Stage
+
+
+def build_model(config: Config, stage: Stage) -> LoadedModel:
+    """The stage's start, in its precision; the run's seed draws what is new. Raises ConfigError."""
+    torch.manual_seed(config.run.seed)
+    return load_model(stage.start, stage.settings.precision, Path(config.run.dir), config.run.seed)
+
+
+def build_data(config: Config, stage: Stage, model: LoadedModel, ranks: Ranks) -> data_build.StageData:
+    """The stage's samples in steps. Rank 0 looks through the files first; the others read what it found."""
+    with ranks.first_before_others():
+        return data_build.build_data(
+            config.data,
+            stage.settings,
+            stage.name,
+            model.tokenizer,
+            _geometry(model, stage),
+            config.run.seed,
+            ranks.rank,
+            ranks.world_size,
+            stage.folder / "index",
+        )
+
+
+def build_trainer(
+    config: Config, stage: Stage, model: LoadedModel, data: data_build.StageData, ranks: Ranks
+) -> Trainer:
+    return Trainer(config, stage, model, _geometry(model, stage), data, ranks)
+
+
+def _geometry(model: LoadedModel, stage: Stage) -> Geometry:
+    vision: Any = model.model.config.vision_config
+    return make_geometry(vision.image_size, vision.patch_size, stage.settings.image)

@@ -1,0 +1,199 @@
+"""The loop of one stage: batches in, optimiser steps, checkpoints, and at the end the Hugging Face folder."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from llava_train.config.errors import DataError, RunError
+from llava_train.config.fingerprint import dump
+from llava_train.config.schema import Config
+from llava_train.data.build import StageData
+from llava_train.family.onevision.geometry import Geometry
+from llava_train.model.build import LoadedModel
+from llava_train.model.onevision import PackedForward
+from llava_train.model.trainable import PartRow, parameter_groups, part_of, part_table, set_trainable
+from llava_train.train import checkpoint
+from llava_train.train.distributed import Ranks
+from llava_train.train.engine import Engine
+from llava_train.train.export import export
+from llava_train.train.metrics import Metrics, console
+from llava_train.train.schedule import learning_rate_factor
+from llava_train.train.stages import Stage, finish, resume_meta
+from llava_train.train.state import TrainState, as_record
+from llava_train.train.step import StepCounts, StepResult, count, train_step
+
+LISTED_SAMPLES = 20  # left-out samples that the end of a stage names; all are in the summary file
+
+
+class Trainer:
+    """One stage, from its start or from its last checkpoint to its `hf/` folder."""
+
+    def __init__(
+        self, config: Config, stage: Stage, loaded: LoadedModel, geometry: Geometry, data: StageData, ranks: Ranks
+    ):
+        self.config, self.stage, self.data, self.ranks = config, stage, data, ranks
+        self.loaded, self.geometry = loaded, geometry
+        settings = stage.settings
+        model = loaded.model
+        set_trainable(model, settings.learning_rate)
+        self.parts = part_table(model, settings.learning_rate, loaded.sources)
+        groups = parameter_groups(model, settings.learning_rate, settings.optimizer.weight_decay)
+        module = PackedForward(model, geometry, config.model.attention)
+        self._part_of = {f"hf_model.{n}": part_of(n) for n, p in model.named_parameters() if p.requires_grad}
+        model.train()
+        if settings.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        self.engine = Engine(module, groups, settings, ranks)
+        self.num_steps = total_steps(data.steps_per_epoch, settings.epochs, settings.max_steps)
+        self.state = TrainState()
+        self._meta = resume_meta(config, stage, ranks.world_size)
+        self._unseen_parts = {row.part for row in self.parts if row.num_trainable}
+        self._console = console(ranks.is_first)
+
+    def run(self) -> None:
+        self._resume()
+        self._say_start()
+        with self._metrics() as metrics:
+            self._steps(metrics)
+        if self.ranks.is_first:
+            self._console.print(f"writing {self.stage.export}", highlight=False)
+        summary = self._summary()
+        export(
+            self.engine, self.loaded, self.geometry, self.config, self.stage, self.data.num_samples_by_source, summary
+        )
+        if self.ranks.is_first:
+            finish(self.stage, self._meta, summary)
+            self._say_end(summary)
+        self.ranks.barrier()
+
+    def _resume(self) -> None:
+        newest = self.ranks.first(checkpoint.latest(self.stage.folder))
+        if newest is not None:
+            self.state = checkpoint.load(newest, self.engine, self.ranks)
+        elif self.ranks.is_first:
+            self.stage.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_whole(self.stage.folder / "config.yaml", dump(self.config))
+
+    def _steps(self, metrics: Metrics | None) -> None:
+        settings = self.stage.settings
+        began = time.monotonic()
+        for step_batches in self.data.step_batches(self.state.step, self.num_steps - self.state.step):
+            assert step_batches.step == self.state.step, "data and trainer disagree on the position"
+            counts = count(step_batches.batches, self.ranks)
+            skipped = [e for of_rank in self.ranks.gather(step_batches.skipped) for e in of_rank]
+            factor = learning_rate_factor(self.state.step, self.num_steps, settings.schedule)
+            rates = self.engine.set_learning_rates(factor)
+            wanted = self._part_of if self._can_judge(counts) else None
+            result = train_step(self.engine, step_batches.batches, counts, self.ranks, wanted)
+            if wanted:
+                self._judge_parts(result, counts, [s for b in step_batches.batches for s in b.sample_ids])
+            seconds, began = time.monotonic() - began, time.monotonic()
+            self.state.add(counts, result.loss, skipped, seconds)
+            if metrics:
+                metrics.log(_line(self.state, result, counts, rates, seconds))
+            if self.state.step == self.num_steps or _is_due(self.state.step, settings.checkpoint.every):
+                checkpoint.save(
+                    self.stage.folder, self.engine, self.state, self._meta, settings.checkpoint.keep, self.ranks
+                )
+
+    def _can_judge(self, counts: StepCounts) -> bool:
+        """Whether a part that has shown no gradient yet must show one in this step."""
+        return bool(self._unseen_parts) and (counts.num_visuals > 0 or "language_model" in self._unseen_parts)
+
+    def _judge_parts(self, result: StepResult, counts: StepCounts, samples: list[str]) -> None:
+        visual_parts = {"vision_tower", "projector"}
+        expected = self._unseen_parts if counts.num_visuals else self._unseen_parts - visual_parts
+        told = ", ".join(f"{part} {result.part_norms[part]:.3g}" for part in sorted(expected))
+        self._console.print(f"gradient norm after step {self.state.step + 1}: {told}", highlight=False)
+        dead = sorted(part for part in expected if not result.part_norms[part] > 0)
+        if dead:
+            names = ", ".join(name for of_rank in self.ranks.gather(samples) for name in of_rank)
+            raise RunError(f"{', '.join(dead)} should train but got no gradient from: {names}")
+        self._unseen_parts -= expected
+
+    def _metrics(self) -> AbstractContextManager[Metrics | None]:
+        if not self.ranks.is_first:
+            return nullcontext()
+        name = f"{self.config.run.name}/{self.stage.name}"
+        return Metrics(self.stage.folder, name, self.stage.label, self.state.step, self.num_steps, self.config.log)
+
+    def _say_start(self) -> None:
+        settings, data = self.stage.settings, self.data
+        zero = f"ZeRO {settings.zero.level}" + (", optimizer on CPU" if settings.zero.offload_optimizer else "")
+        resumed = f", continued after step {self.state.step}" if self.state.step else ""
+        self._console.rule(f"stage {self.stage.label}")
+        self._console.print(
+            f"{data.num_samples:,} samples, {self.num_steps:,} steps of {settings.global_batch_size}, "
+            f"{settings.precision}, {zero}, {self.ranks.world_size} rank(s){resumed}",
+            highlight=False,
+        )
+        if data.refused:
+            self._console.print(f"left out before training: {_counted(data.refused)}", highlight=False)
+        self._console.print(parts_table(self.parts))
+
+    def _summary(self) -> dict[str, Any]:
+        return {**asdict(self.state), "refused": [as_record(error) for error in self.data.refused]}
+
+    def _say_end(self, summary: dict[str, Any]) -> None:
+        rate = summary["num_tokens"] / max(summary["seconds"], 1e-9)
+        self._console.print(
+            f"stage {self.stage.label} done: loss {summary['loss']:.4f}, {summary['num_samples']:,} samples, "
+            f"{summary['num_tokens']:,} tokens in {summary['seconds']:.0f} s ({rate:,.0f} tokens/s)",
+            highlight=False,
+        )
+        left_out = summary["refused"] + summary["skipped"]
+        for entry in left_out[:LISTED_SAMPLES]:
+            detail = f" ({entry['detail']})" if entry["detail"] else ""
+            self._console.print(f"  left out: {entry['source']}, record {entry['record']}: {entry['reason']}{detail}")
+        if len(left_out) > LISTED_SAMPLES:
+            self._console.print(f"  and {len(left_out) - LISTED_SAMPLES} more: {self.stage.folder}/finished.json")
+
+
+def total_steps(steps_per_epoch: int, epochs: float, max_steps: int) -> int:
+    """Optimiser steps of a stage: `epochs` of the data, a last smaller step included, at most `max_steps` (0 = no cap).
+
+    With epochs 0 it is `max_steps` alone, over as many epochs as that takes.
+    """
+    by_epochs = math.ceil(epochs * steps_per_epoch)
+    return min(by_epochs, max_steps) if by_epochs and max_steps else by_epochs or max_steps
+
+
+def parts_table(rows: list[PartRow]) -> Table:
+    table = Table("part", "parameters", "trainable", "learning rate", "weights from")
+    for row in rows:
+        rate = "frozen" if row.learning_rate == "frozen" else f"{row.learning_rate:.3g}"
+        table.add_row(row.part, f"{row.num_parameters:,}", f"{row.num_trainable:,}", rate, row.source)
+    return table
+
+
+def _line(
+    state: TrainState, result: StepResult, counts: StepCounts, rates: dict[str, float], seconds: float
+) -> dict[str, float]:
+    return {
+        "step": state.step,
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        **{f"learning_rate/{name}": rate for name, rate in rates.items()},
+        "num_samples": counts.num_samples,
+        "num_tokens": counts.num_tokens,
+        "num_supervised": counts.num_supervised,
+        "seconds": seconds,
+        "tokens_per_second": counts.num_tokens / max(seconds, 1e-9),
+    }
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _counted(errors: Iterable[DataError]) -> str:
+    counts = Counter((e.source, e.reason) for e in errors)
+    return ", ".join(f"{number} of {source} ({reason})" for (source, reason), number in counts.most_common())

@@ -1,0 +1,140 @@
+"""What a run tells: a line of JSON per step, a progress bar, and trackers where asked. Rank 0 alone writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from llava_train.config.schema import LogConfig
+from llava_train.train.checkpoint import write_whole
+
+FILE = "metrics.jsonl"
+PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+
+
+def console(is_first: bool = True) -> Console:
+    return Console(quiet=not is_first, width=None if sys.stdout.isatty() else 120)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    path = folder / FILE
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+class Tracker(Protocol):
+    def log(self, values: dict[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Wandb:
+    """Weights & Biases; offline, to be synced later, where there is no key. A resumed stage keeps its run id."""
+
+    def __init__(self, folder: Path, name: str):
+        import wandb
+
+        key = os.environ.get("WANDB_API_KEY") or os.path.exists(os.path.expanduser("~/.netrc"))
+        run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
+        self._run = wandb.init(
+            project="llava_train",
+            name=name,
+            id=run_id,
+            dir=str(folder),
+            resume="allow",
+            mode=mode,  # type: ignore[arg-type]
+        )
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TensorBoard:
+    def __init__(self, folder: Path, name: str):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder / "tensorboard" / name.replace("/", "-"))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+TRACKERS: dict[str, type[Wandb] | type[TensorBoard]] = {"wandb": Wandb, "tensorboard": TensorBoard}
+
+
+class Metrics:
+    """The log of one stage. As a context it opens the bar and closes the trackers.
+
+    Lines of steps after `first_step` are from a run that was stopped before its next checkpoint; they are dropped, and
+    written again as the steps are.
+    """
+
+    def __init__(self, folder: Path, name: str, label: str, first_step: int, num_steps: int, log: LogConfig):
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(folder) if line["step"] <= first_step]
+        write_whole(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = (folder / FILE).open("a", encoding="utf-8")
+        self._every, self._num_steps = log.every, num_steps
+        self._trackers: list[Tracker] = [TRACKERS[t](folder, name) for t in log.trackers]
+        self._console = console()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(label, total=num_steps, completed=first_step, told="")
+        self._label, self._started, self._first_step, self._last_line = label, time.monotonic(), first_step, 0.0
+
+    def __enter__(self) -> Metrics:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def log(self, values: dict[str, float]) -> None:
+        """`values` has `step` (done, from 1), `loss`, `tokens_per_second` and whatever else is worth keeping."""
+        step = int(values["step"])
+        if step % self._every == 0 or step == self._num_steps:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+            for tracker in self._trackers:
+                tracker.log({k: v for k, v in values.items() if k != "step"}, step)
+        told = f"loss {values['loss']:.4f}  {values['tokens_per_second']:,.0f} tokens/s"
+        self._progress.update(self._task, completed=step, told=told)
+        if not self._console.is_terminal:
+            self._plain_line(step, told)
+
+    def _plain_line(self, step: int, told: str) -> None:
+        now = time.monotonic()
+        if step < self._num_steps and now - self._last_line < PLAIN_LINE_SECONDS:
+            return
+        self._last_line = now
+        left = (now - self._started) / max(1, step - self._first_step) * (self._num_steps - step)
+        self._console.print(f"{self._label}  step {step}/{self._num_steps}  {told}  {left:.0f} s left", highlight=False)

@@ -1,0 +1,138 @@
+"""The end of a run for people: a table of accuracies, pictures of held-out questions, the loss curve, how to load."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from llava_train.config.schema import Config
+from llava_train.data.image import open_image
+from llava_train.data.media import make_video_reader
+from llava_train.train.distributed import Ranks
+from llava_train.train.evaluate import Prediction, TaskResult
+from llava_train.train.metrics import console, read_metrics
+from llava_train.train.stages import Stage, all_stages
+
+SHOWN_PER_TASK = 4
+THUMBNAIL = 64  # pixels a side of one image or frame
+
+
+def report(config: Config, results: dict[str, dict[str, TaskResult]], ranks: Ranks) -> None:
+    """Prints the table and writes `report/samples.png` and `report/loss.png` in the run's folder, on rank 0."""
+    if not ranks.is_first:
+        return
+    out = console()
+    stages = all_stages(config)
+    folder = Path(config.run.dir) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_losses(stages, folder / "loss.png")
+    if results:
+        out.print(accuracy_table(results))
+        draw_samples(config, results[stages[-1].name], folder / "samples.png")
+        out.print(f"held-out questions and answers  {folder / 'samples.png'}", highlight=False)
+    out.print(f"loss curve                      {folder / 'loss.png'}", highlight=False)
+    out.print(f"checkpoint                      {stages[-1].export}", highlight=False)
+    out.print(loading_lines(stages[-1].export), highlight=False, markup=False)
+
+
+def accuracy_table(results: dict[str, dict[str, TaskResult]]) -> Table:
+    """Stage by stage and task by task; the blind baseline and the control of each task stand beside its accuracy."""
+    tasks = list(next(iter(results.values())))
+    table = Table("stage", title="held-out accuracy | control: another sample's media")
+    for task in tasks:
+        table.add_column(task, justify="right")
+    for stage, by_task in results.items():
+        table.add_row(stage, *(f"{by_task[t].accuracy:.3f} | {by_task[t].control:.3f}" for t in tasks))
+    last = list(results.values())[-1]
+    table.add_section()
+    table.add_row("blind: best constant answer per question", *(f"{last[t].blind:.3f}" for t in tasks))
+    table.add_row("questions", *(f"{len(last[t].predictions):,}" for t in tasks))
+    return table
+
+
+def draw_losses(stages: list[Stage], path: Path) -> None:
+    """Training loss against optimiser steps, one panel per stage: raw, and as a running mean."""
+    figure, axes = _figure(1, len(stages), width=4 * len(stages), height=3)
+    for axis, stage in zip(axes[0], stages, strict=True):
+        lines = read_metrics(stage.folder)
+        steps, losses = [line["step"] for line in lines], np.array([line["loss"] for line in lines])
+        axis.plot(steps, losses, linewidth=0.5, alpha=0.4, color="tab:blue")
+        axis.plot(steps, _running_mean(losses), color="tab:blue")
+        axis.set(title=stage.name, xlabel="optimiser step", ylabel="loss per supervised token", ylim=(0, None))
+    figure.savefig(path, dpi=120)
+
+
+def _running_mean(values: np.ndarray, share: float = 0.05) -> np.ndarray:
+    width = max(1, round(len(values) * share))
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    starts = np.maximum(0, np.arange(len(values)) - width + 1)
+    return (sums[1:] - sums[starts]) / (np.arange(1, len(values) + 1) - starts)
+
+
+def draw_samples(config: Config, results: dict[str, TaskResult], path: Path) -> None:
+    """Held-out items drawn by the run's seed, never by hand: media, question, truth, and the model's answer."""
+    figure, axes = _figure(len(results), SHOWN_PER_TASK, width=4.2 * SHOWN_PER_TASK, height=2.6 * len(results))
+    for row, (task, result) in zip(axes, results.items(), strict=True):
+        shown = random.Random(config.run.seed).sample(result.predictions, min(SHOWN_PER_TASK, len(result.predictions)))
+        for axis in row:
+            axis.axis("off")
+        for axis, prediction in zip(row, shown, strict=False):
+            axis.imshow(_strip(config, prediction))
+            question = prediction.question.replace("<image>", "").replace("<video>", "").strip()
+            axis.set_title(" ".join(question.split()), fontsize=8, wrap=True)
+            colour = "tab:green" if prediction.is_right else "tab:red"
+            told = f"truth: {prediction.answer}\nmodel: {prediction.predicted}"
+            axis.text(0.5, -0.05, told, transform=axis.transAxes, ha="center", va="top", fontsize=9, color=colour)
+        row[0].text(
+            -0.02, 0.5, f"{task}\n{result.accuracy:.0%} of {len(result.predictions)}", transform=row[0].transAxes,
+            ha="right", va="center", fontsize=9,
+        )  # fmt: skip
+    figure.savefig(path, dpi=120)
+
+
+def _strip(config: Config, prediction: Prediction) -> np.ndarray:
+    """The media of an item side by side, uint8 [height, width, 3]."""
+    pictures: list[np.ndarray] = []
+    for name in map(Path, prediction.media):
+        if name.is_dir() or name.suffix.lower() in {".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif"}:
+            reader = make_video_reader(config.data, list(config.stages.values())[-1].video)
+            pictures += list(reader.frames(name, THUMBNAIL).transpose(0, 2, 3, 1))
+            reader.close()
+        else:
+            pictures.append(np.asarray(open_image(name, config.data.max_pixels).resize((THUMBNAIL, THUMBNAIL))))
+    gap = np.full((THUMBNAIL, 2, 3), 255, dtype=np.uint8)
+    return np.concatenate([piece for picture in pictures for piece in (picture, gap)][:-1], axis=1)
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def loading_lines(folder: Path) -> str:
+    """The lines of Python that ask the checkpoint: without torchvision, then with it."""
+    return f"""
+ask it in this environment:
+
+  import torch
+  from PIL import Image
+  from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+  folder = "{folder}"
+  tokenizer = AutoTokenizer.from_pretrained(folder)
+  model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder)
+  images = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
+  ...
+
+with torchvision installed:
+
+  from transformers import AutoProcessor
+  processor = AutoProcessor.from_pretrained(folder)
+"""

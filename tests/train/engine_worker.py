@@ -1,0 +1,92 @@
+"""Five steps of a toy module through `Engine`, 12 micro-batches dealt over the ranks; rank 0 prints losses, norms, weights.
+
+usage: torchrun ... engine_worker.py LEVEL,OFFLOAD,PRECISION ...
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from llava_train.config.schema import (
+    CheckpointConfig,
+    ImageConfig,
+    LearningRates,
+    OptimizerConfig,
+    PackConfig,
+    ScheduleConfig,
+    StageConfig,
+    VideoConfig,
+    ZeroConfig,
+)
+from llava_train.train.distributed import start_ranks
+from llava_train.train.engine import Engine
+
+RATES = {"first": 1e-3, "second": 1e-2}
+MICRO_BATCHES = (4, 2, 8, 4, 2)  # of each step, over all ranks
+
+
+@dataclass
+class Rows:
+    x: torch.Tensor
+
+    def to(self, device):
+        return self
+
+
+class Toy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
+
+    def forward(self, rows: Rows) -> torch.Tensor:
+        hidden = torch.relu(self.first(rows.x.to(self.first.weight.dtype)))
+        return self.second(hidden).float().square().sum()
+
+
+def make_steps() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(n, 3, 8, generator=generator) for n in MICRO_BATCHES]
+
+
+def make_stage(level: int, offload: bool, precision: str) -> StageConfig:
+    return StageConfig(
+        "", LearningRates(1.0, 1.0, 1.0), 1, 0, 4, ScheduleConfig("constant", 0.0),
+        OptimizerConfig(0.1, 0.9, 0.98, 1e-8, 1.0), "qwen", "clean", "front", 10, ImageConfig("square", [], 1),
+        VideoConfig(1.0, 1), PackConfig(1, 1), precision, ZeroConfig(level, offload, offload and level == 3), False,
+        CheckpointConfig(0, 1),
+    )  # fmt: skip
+
+
+def make_groups(toy: Toy) -> list[dict]:
+    return [
+        {"name": n, "params": list(getattr(toy, n).parameters()), "lr": r, "weight_decay": 0.1}
+        for n, r in RATES.items()
+    ]
+
+
+def train(level: int, offload: bool, precision: str, ranks) -> dict:
+    toy = Toy()
+    engine = Engine(toy, make_groups(toy), make_stage(level, offload, precision), ranks)
+    parts = {name: name.split(".")[0] for name, _ in toy.named_parameters()}
+    losses, norms, part_norms = [], [], {}
+    for i, step in enumerate(make_steps()):
+        engine.set_learning_rates(1 - i / 10)
+        mine = step[ranks.rank :: ranks.world_size]
+        sums = [engine.forward_backward(Rows(x), 3 * len(step), j == len(mine) - 1) for j, x in enumerate(mine)]
+        part_norms = part_norms or engine.gradient_norms(parts)
+        norms.append(engine.step())
+        losses.append(ranks.sum(sum(map(float, sums)))[0] / (3 * len(step)))
+    weights = {name: tensor.flatten().tolist() for name, tensor in engine.full_parameters()}
+    return {"losses": losses, "norms": norms, "part_norms": part_norms, "weights": weights}
+
+
+if __name__ == "__main__":
+    with start_ranks() as ranks:
+        for words in sys.argv[1:]:
+            level, offload, precision = words.split(",")
+            result = train(int(level), offload == "1", precision, ranks)
+            if ranks.is_first:
+                print("RESULT", json.dumps(result), flush=True)

@@ -1,0 +1,48 @@
+"""The engine at every ZeRO level against AdamW by hand, micro-batches varying from step to step."""
+
+import json
+
+import engine_worker
+import pytest
+import torch
+
+FP32 = ["0,0,fp32", "1,0,fp32", "2,0,fp32", "3,0,fp32", "2,1,fp32", "3,1,fp32"]
+BF16 = ["0,0,bf16", "1,0,bf16", "2,0,bf16", "3,0,bf16", "3,1,bf16"]
+
+
+def by_hand() -> dict:
+    """The same steps on whole global batches: torch's AdamW, clipping by the global norm."""
+    toy = engine_worker.Toy()
+    optimizer = torch.optim.AdamW(engine_worker.make_groups(toy), betas=(0.9, 0.98), eps=1e-8)
+    losses, norms, part_norms = [], [], {}
+    for i, step in enumerate(engine_worker.make_steps()):
+        for group in optimizer.param_groups:
+            group["lr"] = engine_worker.RATES[group["name"]] * (1 - i / 10)
+        loss = toy(engine_worker.Rows(step)) / (3 * len(step))
+        loss.backward()
+        part_norms = part_norms or {
+            name: float(torch.cat([p.grad.flatten() for p in getattr(toy, name).parameters()]).norm())
+            for name in engine_worker.RATES
+        }
+        norms.append(float(torch.nn.utils.clip_grad_norm_(toy.parameters(), 1.0)))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    weights = {name: p.detach().flatten().tolist() for name, p in toy.named_parameters()}
+    return {"losses": losses, "norms": norms, "part_norms": part_norms, "weights": weights}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_every_zero_level_equals_adamw_by_hand(torchrun, num_ranks):
+    expected = by_hand()
+    assert max(expected["norms"]) > 1  # clipping is at work
+    printed = torchrun(num_ranks, "engine_worker.py", *FP32, *BF16)
+    results = [json.loads(line.removeprefix("RESULT ")) for line in printed.splitlines() if line.startswith("RESULT ")]
+    assert len(results) == len(FP32 + BF16)
+    for words, result in zip(FP32 + BF16, results, strict=True):
+        tolerance = 2e-6 if words.endswith("fp32") else 2e-2
+        assert result["losses"] == pytest.approx(expected["losses"], rel=tolerance), words
+        assert result["norms"] == pytest.approx(expected["norms"], rel=tolerance), words
+        assert result["part_norms"] == pytest.approx(expected["part_norms"], rel=tolerance), words
+        for name, weights in expected["weights"].items():
+            assert result["weights"][name] == pytest.approx(weights, abs=tolerance), (words, name)
