@@ -1,0 +1,139 @@
+"""The exported folder: names, shards, wholeness, notes and card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_train.config.schema import GenerateModel, VideoConfig
+from llava_train.model import hf
+from llava_train.model.build import load_checkpoint
+from llava_train.model.hf import Preparation, checkpoint_geometry, export_name, read_preparation, write_checkpoint
+
+CARD = {
+    "recipe": "my_recipe",
+    "stage": "stage_one",
+    "init": "some/model",
+    "data": {"captions": 1234},
+    "settings": {"optimiser steps": "7"},
+    "figures": {"loss": 0.123456},
+}
+
+
+def preparation(loaded, mode="anyres") -> Preparation:
+    geometry = replace(checkpoint_geometry(loaded.model.config), mode=mode)
+    return Preparation(geometry, "qwen", "keep", VideoConfig(2.0, 5))
+
+
+def write(out, loaded, tensors=None, **changes):
+    tensors = loaded.model.state_dict().items() if tensors is None else tensors
+    write_checkpoint(out, tensors, loaded.model.config, loaded.tokenizer, preparation(loaded, **changes), CARD)
+
+
+def test_names_are_those_of_the_older_major():
+    """Written down from what transformers 4.57.6 saves."""
+    assert export_name("model.vision_tower.post_layernorm.bias") == "vision_tower.vision_model.post_layernorm.bias"
+    assert export_name("model.language_model.norm.weight") == "language_model.model.norm.weight"
+    assert export_name("lm_head.weight") == "language_model.lm_head.weight"
+    assert export_name("model.multi_modal_projector.linear_1.bias") == "multi_modal_projector.linear_1.bias"
+    assert export_name("model.image_newline") == "image_newline"
+    with pytest.raises(ValueError, match="audio"):
+        export_name("model.audio.weight")
+
+
+def test_shards_hold_what_one_file_holds(loaded, tmp_path, monkeypatch):
+    write(tmp_path / "one", loaded)
+    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 100_000)
+    write(tmp_path / "many", loaded)
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
+    assert len(files) > 2
+    assert files == sorted(set(index["weight_map"].values()))
+    many = {}
+    for file in files:
+        shard = load_file(tmp_path / "many" / file)
+        assert all(index["weight_map"][name] == file for name in shard)
+        many |= shard
+    torch.testing.assert_close(many, one)
+    assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in one.values())
+    assert load_checkpoint(GenerateModel(str(tmp_path / "many")), "auto").model.dtype == torch.float32
+
+
+def test_tensors_are_taken_one_by_one(loaded, tmp_path, monkeypatch):
+    """A shard is on disk before the tensors of the next are asked for."""
+    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 100_000)
+    on_disk = []
+
+    def stream():
+        for name, tensor in loaded.model.state_dict().items():
+            on_disk.append(len(list((tmp_path / ".out.writing").glob("shard-*"))))
+            yield name, tensor
+
+    write(tmp_path / "out", loaded, stream())
+    assert on_disk[0] == 0
+    assert on_disk[-1] >= 2
+
+
+@pytest.mark.parametrize("fault", ["missing", "shape", "mixed"])
+def test_wrong_weights_leave_the_folder_as_it_was(loaded, tmp_path, fault):
+    write(tmp_path / "out", loaded)
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    tensors = dict(loaded.model.state_dict())
+    name = "model.language_model.norm.weight"
+    if fault == "missing":
+        del tensors[name]
+    else:
+        tensors[name] = torch.zeros(3) if fault == "shape" else tensors[name].bfloat16()
+    with pytest.raises(ValueError, match=name if fault != "mixed" else "dtypes"):
+        write(tmp_path / "out", loaded, tensors.items())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_notes_come_back(loaded, tmp_path):
+    write(tmp_path / "out", loaded, mode="square")
+    again = load_checkpoint(GenerateModel(str(tmp_path / "out")), "auto")
+    assert read_preparation(str(tmp_path / "out"), again.model.config) == preparation(loaded, "square")
+    (tmp_path / "out" / hf.PREPARATION_FILE).unlink()
+    released = read_preparation(str(tmp_path / "out"), again.model.config)
+    assert (released.template, released.tag_policy, released.video) == ("qwen", "front", VideoConfig(1.0, 32))
+    assert released.geometry.mode == "anyres"
+
+
+def test_config_holds_the_geometry_and_both_forms_of_rope(loaded, tmp_path):
+    geometry = replace(checkpoint_geometry(loaded.model.config), grid=((1, 2), (2, 1)), max_tiles=4)
+    notes = Preparation(geometry, "qwen", "front", VideoConfig(1.0, 4))
+    state = {name: tensor.bfloat16() for name, tensor in loaded.model.state_dict().items()}
+    write_checkpoint(tmp_path / "out", state.items(), loaded.model.config, loaded.tokenizer, notes, CARD)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["image_grid_pinpoints"] == [[28, 56], [56, 28]]
+    assert config["vision_aspect_ratio"] == "anyres_max_4"
+    assert config["dtype"] == "bfloat16"
+    assert config["text_config"]["rope_theta"] == config["text_config"]["rope_parameters"]["rope_theta"] == 1e6
+    assert checkpoint_geometry(load_checkpoint(GenerateModel(str(tmp_path / "out")), "auto").model.config) == geometry
+    ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    ids = [loaded.tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    assert ends == {"eos_token_id": ids, "pad_token_id": ids[1]}
+
+
+def test_card_tells_recipe_data_and_figures(loaded, tmp_path):
+    write(tmp_path / "full", loaded)
+    card = (tmp_path / "full" / "README.md").read_text()
+    for text in (
+        "library_name: transformers",
+        "my_recipe",
+        "stage_one",
+        "some/model",
+        "| captions | 1,234 |",
+        "0.1235",
+    ):
+        assert text in card
+    assert "AutoProcessor" in card
+    assert "intermediate" not in card
+    write(tmp_path / "first", loaded, mode="square")
+    assert "is an intermediate of its recipe" in (tmp_path / "first" / "README.md").read_text()
