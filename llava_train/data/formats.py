@@ -50,8 +50,8 @@ def _parse_line(line: str) -> Any:
 
 def to_sample(record: Any, source: str, position: int, media_root: Path) -> Sample:
     """One record as a Sample. Raises DataError with reason `bad record`."""
-    identity = record.get("id") if isinstance(record, dict) else None
-    name = str(position) if identity is None else f"{position} (id {identity})"
+    identity = record_id(record, position)
+    name = str(position) if identity == str(position) else f"{position} (id {identity})"
     try:
         if isinstance(record, BadRecord):
             raise record
@@ -61,7 +61,7 @@ def to_sample(record: Any, source: str, position: int, media_root: Path) -> Samp
             if key in record:
                 raise BadRecord(f"key {key!r}: write {key[:-1]!r}")
         return Sample(
-            id=str(position) if identity is None else str(identity),
+            id=identity,
             source=source,
             turns=_turns(record.get("conversations")),
             images=_paths(record, "image", media_root),
@@ -70,6 +70,12 @@ def to_sample(record: Any, source: str, position: int, media_root: Path) -> Samp
         )
     except BadRecord as error:
         raise DataError(source, name, "bad record", str(error)) from error
+
+
+def record_id(record: Any, position: int) -> str:
+    """The record's own id, else its position."""
+    identity = record.get("id") if isinstance(record, dict) else None
+    return str(position if identity is None else identity)
 
 
 def _turns(conversation: Any) -> list[Turn]:

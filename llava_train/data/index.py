@@ -156,7 +156,7 @@ def _write(folder: Path, sources: dict[str, SourceConfig], measure: _Measure, se
     ends, refused, num_samples = [0], [], dict.fromkeys(sources, 0)
     with (folder / "samples.jsonl").open("wb") as lines:
         for name, source in sources.items():
-            samples = list(source_samples(name, source, seed))
+            samples = [sample for _, sample in source_samples(name, source, seed)]
             for given, row in zip(samples, _measured(samples, measure, num_workers, name), strict=True):
                 if isinstance(row, DataError):
                     sample = _plain(given) if isinstance(given, Sample) else None

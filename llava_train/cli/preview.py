@@ -1,0 +1,112 @@
+"""`preview`: the samples of a run as the model sees them, without loading weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TextIO
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.files import source_problem
+from llava_train.config.load import load
+from llava_train.config.mixture import SourceConfig
+from llava_train.config.schema import Config, ModelConfig
+from llava_train.data.build import make_encoder
+from llava_train.data.media import make_media_reader
+from llava_train.data.mixture import present_sources
+from llava_train.data.preview import Shown, Summary, as_record, as_text, preview_stage
+from llava_train.family.onevision.geometry import make_geometry
+from llava_train.family.onevision.settings import OneVisionSettings, read_model
+
+
+def run(argv: list[str]) -> int:
+    """Prints the samples or writes them to preview.out, then a summary line. Raises ConfigError, DataError."""
+    config = load(argv)
+    sources = _sources(config)
+    settings, tokenizer = _read_model(config.model)
+    summary = Summary()
+    with _output(config.preview.out) as output:
+        show = _printer(config, output, tokenizer)
+        for shown in _shown(config, sources, settings, tokenizer, summary):
+            show(shown)
+    to_pipe = config.preview.format == "jsonl" and not config.preview.out
+    print(summary, file=sys.stderr if to_pipe else sys.stdout)
+    return 0
+
+
+def _sources(config: Config) -> dict[str, dict[str, SourceConfig]]:
+    """Sources of each stage that is shown. Raises ConfigError with all that are not on disk."""
+    wanted = [config.preview.stage] if config.preview.stage else list(config.stages)
+    sources = {name: present_sources(config.data, config.stages[name]) for name in wanted}
+    faults = []
+    for stage_name, of_stage in sources.items():
+        key = "data.file" if config.data.file else f"stages.{stage_name}.mixture"
+        for name, source in of_stage.items():
+            problem, remedy = source_problem(source, own=bool(config.data.file))
+            if problem:
+                faults.append(Fault(key, f"source {name}: {problem}", remedy))
+    if faults:
+        raise ConfigError(faults)
+    return sources
+
+
+def _read_model(model: ModelConfig) -> tuple[OneVisionSettings, PreTrainedTokenizerBase]:
+    from llava_train.model.build import resolve_init
+
+    with TemporaryDirectory() as folder:
+        return read_model(resolve_init(model, Path(folder)))
+
+
+def _shown(
+    config: Config,
+    sources: dict[str, dict[str, SourceConfig]],
+    settings: OneVisionSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    summary: Summary,
+) -> Iterator[Shown]:
+    for name, of_stage in sources.items():
+        stage = config.stages[name]
+        geometry = make_geometry(settings.tile_size, settings.patch_size, stage.image)
+        media = make_media_reader(config.data, stage.video, geometry)
+        encoder = make_encoder(tokenizer, stage)
+        count = config.preview.count
+        yield from preview_stage(name, stage, of_stage, encoder, media, config.run.seed, count, summary)
+
+
+def _printer(config: Config, output: TextIO, tokenizer: PreTrainedTokenizerBase):
+    if config.preview.format == "jsonl":
+        return lambda shown: output.write(json.dumps(as_record(shown), ensure_ascii=False) + "\n")
+    console = Console(file=output, soft_wrap=True)
+    stages: list[str] = []
+
+    def show(shown: Shown) -> None:
+        if shown.stage not in stages:
+            stages.append(shown.stage)
+            console.print(f"stage {shown.stage}", style="bold underline")
+        console.print(as_text(shown, tokenizer, in_colour=bool(console.color_system)))
+
+    return show
+
+
+@contextmanager
+def _output(path: str) -> Iterator[TextIO]:
+    """Standard output, or a file that is there whole or not at all."""
+    if not path:
+        yield sys.stdout
+        return
+    beside = Path(f"{path}.part")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

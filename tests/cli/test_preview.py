@@ -1,0 +1,118 @@
+"""`preview` through the real command line, on a folder with a config and a tokenizer alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from llava_train.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+QWEN2 = ROOT / "tests" / "golden" / "qwen2_tokenizer"
+CONFIG = {
+    "model_type": "llava_onevision",
+    "vision_config": {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8},
+    "text_config": {"model_type": "qwen2"},
+    "image_token_index": 151646,
+    "video_token_index": 151647,
+}
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("init")
+    shutil.copytree(QWEN2, folder, dirs_exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest.fixture
+def preview(init, tmp_path, capsys):
+    def run(*words: str) -> list[dict]:
+        out = tmp_path / "out" / "shown.jsonl"
+        options = ["preview.format=jsonl", f"preview.out={out}", "preview.stage=onevision"]
+        assert main(["preview", "+recipe=tiny", f"model.init={init}", *options, *words]) == 0
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    return run
+
+
+def test_jsonl_holds_every_sample_with_its_visuals(preview, capsys):
+    shown = {record["id"]: record for record in preview("preview.count=0")}
+    assert len(shown) == 17
+    red = shown["image-red_disc"]
+    assert red["visual"] == [{"kind": "anyres", "width": 64, "height": 64, "grid": [2, 2], "tiles": 5, "tokens": 88}]
+    assert red["input_ids"].count(151646) == 88
+    answer = AutoTokenizer.from_pretrained(QWEN2)("a red disc")["input_ids"]
+    assert (red["source"], red["stage"]) == ("tiny", "onevision")
+    assert [label for label in red["labels"] if label != -100] == [*answer, 151645]
+    assert shown["clip"]["input_ids"].count(151647) == shown["clip"]["visual"][0]["tokens"]
+    assert [visual["kind"] for visual in shown["both"]["visual"]] == ["anyres", "video"]
+    summary = capsys.readouterr().out.splitlines()[-1]
+    assert summary == "17 samples: tiny 17; 0 refused; 1 that no chat message renders as trained"
+
+
+def test_refused_samples_appear_with_their_reason(preview, tmp_path, capsys):
+    turns = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
+    good = (ROOT / "data" / "tiny" / "images" / "red_box.png").read_bytes()
+    (tmp_path / "whole.png").write_bytes(good)
+    (tmp_path / "cut.png").write_bytes(good[:-40])
+    records = [
+        {"id": "missing", "image": "none.png", "conversations": turns},
+        {"id": "cut", "image": "cut.png", "conversations": turns},
+        {"id": "role", "conversations": [{"from": "narrator", "value": "x"}]},
+        {"id": "moved", "image": "whole.png", "conversations": [{**turns[0], "value": "see <image> there"}, turns[1]]},
+        {
+            "id": "inline",
+            "image": ["whole.png"] * 2,
+            "conversations": [{**turns[0], "value": "<image>, <image>"}, turns[1]],
+        },
+    ]
+    (tmp_path / "own.json").write_text(json.dumps(records))
+    shown = preview("preview.count=0", f"data.file={tmp_path}/own.json", f"data.root={tmp_path}")
+    assert [(record["id"], "error" in record) for record in shown] == [
+        ("missing", True),
+        ("cut", True),
+        ("role", True),
+        ("moved", False),
+        ("inline", False),
+    ]
+    for record, reason in zip(shown, ("missing file", "unreadable image", "bad record"), strict=False):
+        assert reason in record["error"]
+        assert "own, record" in record["error"]
+    summary = capsys.readouterr().out.splitlines()[-1]
+    assert "own 5; 3 refused: missing file 1, unreadable image 1, bad record 1; 1 that no chat message" in summary
+
+
+def test_count_limits_each_stage(preview):
+    assert [record["id"] for record in preview("preview.count=2")] == ["image-red_disc", "image-green_disc"]
+
+
+def test_text_shows_supervised_words_and_visual_counts(init, capsys):
+    words = ["preview.stage=onevision", "preview.count=1"]
+    assert main(["preview", "+recipe=tiny", f"model.init={init}", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "[[a red disc<|im_end|>]]" in shown
+    assert "<anyres 64x64: 2x2 grid, 5 tiles, 88 tokens>\nWhat is shown?<|im_end|>" in shown
+
+
+def test_ids_that_differ_from_the_config_are_refused(init, tmp_path, capsys):
+    other = shutil.copytree(init, tmp_path / "other")
+    (other / "config.json").write_text(json.dumps({**CONFIG, "image_token_index": 7}))
+    assert main(["preview", "+recipe=tiny", f"model.init={other}"]) == 2
+    error = capsys.readouterr().err
+    assert "model.init: the tokenizer's <image> has id 151646, config.json says image_token_index = 7" in error
+    assert "write image_token_index = 151646" in error
+
+
+def test_nothing_is_left_where_a_preview_fails(init, tmp_path, capsys):
+    (tmp_path / "own.json").write_text("{")
+    out = tmp_path / "shown.jsonl"
+    words = [f"data.file={tmp_path}/own.json", f"data.root={tmp_path}", f"preview.out={out}", "preview.format=jsonl"]
+    assert main(["preview", "+recipe=tiny", f"model.init={init}", *words]) == 2
+    assert "unreadable file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["own.json"]

@@ -1,0 +1,113 @@
+"""Records of every form to Samples, and each bad form refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava_train.config.errors import DataError
+from llava_train.data.formats import read_records, to_sample
+from llava_train.data.sample import Medium, Turn
+
+ROOT = Path("media")
+TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
+def test_json_and_jsonl_hold_the_same_records(tmp_path):
+    records = [{"id": 1, "conversations": TURNS}, {"id": "zwei", "conversations": TURNS}]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps(record) for record in records) + "\n")
+    assert read_records(tmp_path / "a.json", "s") == read_records(tmp_path / "a.jsonl", "s") == records
+
+
+def test_line_separators_within_a_text_do_not_split_a_jsonl_record(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "a\u2028b"}\n', encoding="utf-8")
+    assert read_records(tmp_path / "a.jsonl", "s") == [{"id": "a\u2028b"}]
+
+
+def test_bad_line_is_refused_at_its_position(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 1}\n{"id": \n')
+    records = read_records(tmp_path / "a.jsonl", "s")
+    with pytest.raises(DataError, match=r"s, record 1: bad record \(no JSON"):
+        to_sample(records[1], "s", 1, ROOT)
+
+
+@pytest.mark.parametrize("content", ["{", '{"id": 1}', None])
+def test_unreadable_file_is_refused_as_a_whole(tmp_path, content):
+    if content:
+        (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError, match=r"s, record -: unreadable file .*a\.json"):
+        read_records(tmp_path / "a.json", "s")
+
+
+@pytest.mark.parametrize(
+    ("media", "images", "videos"),
+    [
+        ({}, [], []),
+        ({"image": "a.png"}, ["a.png"], []),
+        ({"image": ["a.png", "b/c.png"]}, ["a.png", "b/c.png"], []),
+        ({"video": "a.mp4"}, [], ["a.mp4"]),
+        ({"video": ["a.mp4", "folder"], "image": "a.png"}, ["a.png"], ["a.mp4", "folder"]),
+        ({"image": None, "video": []}, [], []),
+    ],
+)
+def test_media_are_a_path_or_a_list(media, images, videos):
+    sample = to_sample({"conversations": TURNS, **media}, "s", 3, ROOT)
+    assert sample.images == [ROOT / path for path in images]
+    assert sample.videos == [ROOT / path for path in videos]
+
+
+def test_absolute_paths_stay():
+    assert to_sample({"conversations": TURNS, "image": "/x/a.png"}, "s", 0, ROOT).images == [Path("/x/a.png")]
+
+
+def test_id_is_text_or_the_position():
+    assert to_sample({"id": 7, "conversations": TURNS}, "s", 3, ROOT).record == "3 (id 7)"
+    assert to_sample({"conversations": TURNS}, "s", 3, ROOT).id == "3"
+
+
+def test_role_content_and_role_names_are_accepted():
+    conversation = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert to_sample({"conversations": conversation}, "s", 0, ROOT).turns == [Turn("human", "q"), Turn("gpt", "a")]
+
+
+def test_leading_answer_is_dropped_and_system_kept():
+    greeting = {"from": "gpt", "value": "hello"}
+    system = {"from": "system", "value": "Be terse."}
+    turns = [Turn("human", "q"), Turn("gpt", "a")]
+    assert to_sample({"conversations": [greeting, *TURNS]}, "s", 0, ROOT).turns == turns
+    with_system = to_sample({"conversations": [system, greeting, *TURNS]}, "s", 0, ROOT)
+    assert with_system.turns == [Turn("system", "Be terse."), *turns]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ([], "is a list, not a mapping"),
+        ({}, "no conversations"),
+        ({"conversations": []}, "no conversations"),
+        ({"conversations": ["q"]}, "a turn is not a mapping"),
+        ({"conversations": [{"from": "narrator", "value": "x"}]}, "role 'narrator' is unknown; known: system, human"),
+        ({"conversations": [{"value": "x"}]}, "role None is unknown"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "the text of a human turn is a int"),
+        ({"conversations": [*TURNS, {"from": "system", "value": "x"}]}, "a system turn may only come first"),
+        ({"conversations": [{"from": "gpt", "value": "x"}]}, "no human turn"),
+        ({"conversations": TURNS, "image": ""}, "'image' is neither a path nor a list of paths"),
+        ({"conversations": TURNS, "video": ["a.mp4", 3]}, "'video' is neither a path nor a list of paths"),
+        ({"conversations": TURNS, "images": ["a.png"]}, "key 'images': write 'image'"),
+    ],
+)
+def test_bad_record_is_refused_with_its_reason(record, reason):
+    with pytest.raises(DataError) as caught:
+        to_sample(record, "s", 5, ROOT)
+    assert (caught.value.source, caught.value.record, caught.value.reason) == ("s", "5", "bad record")
+    assert reason in caught.value.detail
+
+
+def test_media_follow_the_reading_order_of_their_tags():
+    conversation = [{"from": "human", "value": "<video> then <image> <image>"}, TURNS[1]]
+    record = {"conversations": conversation, "image": ["a.png", "b.png"], "video": "c.mp4"}
+    media = to_sample(record, "s", 0, ROOT).media()
+    assert media == [Medium("video", ROOT / "c.mp4"), Medium("image", ROOT / "a.png"), Medium("image", ROOT / "b.png")]
