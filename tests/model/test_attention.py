@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 
@@ -53,3 +56,54 @@ def test_sliding_window_shorter_than_a_document_is_refused():
     documents = Documents(torch.tensor([0, 4], dtype=torch.int32), 4, "sdpa")
     with pytest.raises(ValueError, match="sliding-window"):
         packed_attention(torch.nn.Identity(), row, row, row, None, documents=documents, scaling=1.0, sliding_window=2)
+
+
+def dense_varlen(query, key, value, cu_seqlens, scale):
+    """[T, heads, dim] by a dense mask: what both flash kernels compute."""
+    visible = torch.block_diag(*(torch.ones(n, n).tril() for n in cu_seqlens.diff().tolist())).bool()
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~visible, -torch.inf).softmax(-1), value)
+
+
+def stand_in_varlen(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size):
+    assert (max_q, max_k, window_size) == (5, 5, (-1, 0))
+    assert query.shape == key.shape == value.shape
+    assert cu_q is cu_k
+    return dense_varlen(query, key, value, cu_q, scale)
+
+
+def stand_in_flash_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, softmax_scale, causal):
+    assert (max_q, max_k, causal) == (5, 5, True)
+    assert cu_q is cu_k
+    return dense_varlen(query, key, value, cu_q, softmax_scale)
+
+
+@pytest.mark.parametrize("kernel", ["varlen", "flash_attn"])
+def test_gpu_kernels_are_called_with_what_they_take(monkeypatch, kernel):
+    """Stand-ins with the kernels' own signatures (torch 2.11, flash-attn 2) must give what sdpa gives."""
+    module = types.ModuleType("flash_attn")
+    module.flash_attn_varlen_func = stand_in_flash_attn
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in_varlen)
+    torch.manual_seed(0)
+    query, *rest = (torch.randn(1, heads, 19, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    torch.testing.assert_close(*(attend(query, *rest, name) for name in (kernel, "sdpa")))
+
+
+def attend(query, key, value, kernel):
+    bounds = torch.tensor([0, 3, 8, 13, 14, 19], dtype=torch.int32, device=query.device)
+    documents = Documents(bounds, 5, kernel)
+    return packed_attention(torch.nn.Identity(), query, key, value, None, documents=documents, scaling=0.3)[0]
+
+
+@pytest.mark.gpu
+def test_varlen_equals_sdpa_on_the_gpu():
+    torch.manual_seed(0)
+    shapes = [(1, heads, 19, 64) for heads in (4, 2, 2)]
+    inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    seen = []
+    for kernel in (choose_kernel("varlen", inputs[0].device, torch.bfloat16), "sdpa"):
+        out = attend(*inputs, kernel)
+        seen.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
+    torch.testing.assert_close(*seen, rtol=2e-2, atol=2e-2)
