@@ -10,7 +10,7 @@ def run(argv: list[str]) -> int:
     from llava_train.train import build, distributed, evaluate, report, stages
 
     with distributed.start_ranks() as ranks:
-        for stage in stages.pending_stages(config, ranks.world_size):
+        for stage in stages.pending_stages(config, ranks):
             model = build.build_model(config, stage)
             data = build.build_data(config, stage, model, ranks)
             build.build_trainer(config, stage, model, data, ranks).run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,8 @@ from llava_train.config.errors import RunError
 from llava_train.config.fingerprint import differences, fingerprint
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.train import checkpoint
+from llava_train.train.distributed import Ranks
+from llava_train.train.metrics import console
 
 FINISHED = "finished.json"
 EXPORT = "hf"
@@ -52,12 +53,17 @@ def all_stages(config: Config) -> list[Stage]:
     return stages
 
 
-def pending_stages(config: Config, world_size: int) -> Iterator[Stage]:
+def pending_stages(config: Config, ranks: Ranks) -> list[Stage]:
     """The stages that are not finished. Raises RunError where a folder holds a run with other settings."""
-    for stage in all_stages(config):
-        _refuse_other_settings(stage, resume_meta(config, stage, world_size))
-        if not stage.is_finished:
-            yield stage
+    stages = all_stages(config)
+    for stage in stages:
+        _refuse_other_settings(stage, resume_meta(config, stage, ranks.world_size))
+    pending = [stage for stage in stages if not stage.is_finished]
+    if len(pending) < len(stages):
+        done = len(stages) - len(pending)
+        told = f"{done} of {len(stages)} stages were finished before" + ("" if pending else ": all is done")
+        console(ranks.is_first).print(told, highlight=False)
+    return pending
 
 
 def resume_meta(config: Config, stage: Stage, world_size: int) -> dict[str, Any]:

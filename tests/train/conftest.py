@@ -8,7 +8,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def torchrun():
     """Runs a worker script of this folder on some ranks and returns what it printed."""
 

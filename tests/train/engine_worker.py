@@ -1,4 +1,4 @@
-"""Five steps of a toy module through `Engine`, 12 micro-batches dealt over the ranks; rank 0 prints losses, norms, weights.
+"""Five steps of a toy module through `Engine`, its micro-batches dealt over the ranks; rank 0 prints what came out.
 
 usage: torchrun ... engine_worker.py LEVEL,OFFLOAD,PRECISION ...
 """
