@@ -26,31 +26,61 @@ INTERMEDIATE = """
 > trained on single squashed images without the newline that transformers adds, so do not expect answers from it.
 """
 
-LOADING = """
-## Loading
-
-In any environment with transformers and torch:
-
-```python
-import torch
+PLAIN = """\
 from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
 
-folder = "."  # this folder
+folder = {folder!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype="auto")
-pixels = LlavaOnevisionImageProcessorPil.from_pretrained(folder)(images=Image.open("a.png"), return_tensors="pt")
-```
+pixels = LlavaOnevisionImageProcessorPil.from_pretrained(folder)(Image.open({image!r}), return_tensors="pt")
+content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
+turns = [{{"role": "user", "content": content}}]
+text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+[features] = model.get_image_features(**pixels).pooler_output  # one row per visual token
+inputs = tokenizer(text.replace("<image>", "<image>" * len(features)), return_tensors="pt")
+answer = model.generate(**inputs, **pixels, max_new_tokens=64)[0, inputs.input_ids.shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+"""
 
-With torchvision, also:
+PROCESSOR = """\
+from PIL import Image
+from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+
+folder = {folder!r}
+processor = AutoProcessor.from_pretrained(folder)
+model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype="auto")
+content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
+turns = [{{"role": "user", "content": content}}]
+text = processor.apply_chat_template(turns, add_generation_prompt=True)
+inputs = processor(images=Image.open({image!r}), text=text, return_tensors="pt")
+answer = model.generate(**inputs, max_new_tokens=64)[0, inputs.input_ids.shape[1] :]
+print(processor.decode(answer, skip_special_tokens=True))
+"""
+
+LOADING = """
+## Loading
+
+With transformers 5, torch and pillow:
 
 ```python
-from transformers import AutoProcessor, pipeline
+{plain}```
 
-processor = AutoProcessor.from_pretrained(folder)
-ask = pipeline("image-text-to-text", model=folder)
-```
+With torchvision, in transformers 4.57 as well; `pipeline("image-text-to-text", model=folder)` works there too:
+
+```python
+{processor}```
 """
+
+
+def plain_lines(folder: str, image: str, question: str) -> str:
+    """Python that asks the checkpoint about an image, without torchvision."""
+    return PLAIN.format(folder=folder, image=image, question=question)
+
+
+def processor_lines(folder: str, image: str, question: str) -> str:
+    """Python that asks the checkpoint about an image through AutoProcessor, which needs torchvision."""
+    return PROCESSOR.format(folder=folder, image=image, question=question)
 
 
 def render_card(card: Card, is_intermediate: bool) -> str:
@@ -68,9 +98,14 @@ def render_card(card: Card, is_intermediate: bool) -> str:
         _table("Recipe", "setting", card["settings"]),
         _table("Data", "samples", {source: f"{count:,}" for source, count in card["data"].items()}),
         _table("Figures", "value", {name: f"{value:.4g}" for name, value in card["figures"].items()}),
-        "" if is_intermediate else LOADING,
+        "" if is_intermediate else _loading(),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _loading() -> str:
+    example = {"folder": ".", "image": "a.png", "question": "What is shown?"}
+    return LOADING.format(plain=plain_lines(**example), processor=processor_lines(**example))
 
 
 def _table(title: str, head: str, rows: dict[str, str]) -> str:

@@ -10,7 +10,6 @@ import json
 import random
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 from rich.progress import Progress
@@ -34,7 +33,8 @@ class Prediction:
     answer: str  # the reference
     predicted: str
     control: str  # predicted from another sample's media
-    media: list[str]
+    images: list[str]
+    videos: list[str]
 
     @property
     def is_right(self) -> bool:
@@ -129,8 +129,8 @@ def _run_task(config: Config, label: str, samples: list[Sample], answerer: Answe
 
 def _prediction(sample: Sample, predicted: str, control: str) -> Prediction:
     question = "\n".join(turn.text for turn in sample.turns[:-1])
-    media = [str(path) for path in chain(sample.images, sample.videos)]
-    return Prediction(question, sample.turns[-1].text, predicted, control, media)
+    images, videos = [str(path) for path in sample.images], [str(path) for path in sample.videos]
+    return Prediction(question, sample.turns[-1].text, predicted, control, images, videos)
 
 
 def _others(samples: list[Sample], seed: int) -> list[Sample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from rich.table import Table
 from llava_train.config.schema import Config
 from llava_train.data.image import open_image
 from llava_train.data.media import make_video_reader
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.model.card import plain_lines, processor_lines
 from llava_train.train.distributed import Ranks
 from llava_train.train.evaluate import Prediction, TaskResult
 from llava_train.train.metrics import console, read_metrics
@@ -36,7 +39,7 @@ def report(config: Config, results: dict[str, dict[str, TaskResult]], ranks: Ran
         out.print(f"held-out questions and answers  {folder / 'samples.png'}", highlight=False)
     out.print(f"loss curve                      {folder / 'loss.png'}", highlight=False)
     out.print(f"checkpoint                      {stages[-1].export}", highlight=False)
-    out.print(loading_lines(stages[-1].export), highlight=False, markup=False)
+    print(loading_lines(stages[-1].export, results))
 
 
 def accuracy_table(results: dict[str, dict[str, TaskResult]]) -> Table:
@@ -82,8 +85,7 @@ def draw_samples(config: Config, results: dict[str, TaskResult], path: Path) -> 
             axis.axis("off")
         for axis, prediction in zip(row, shown, strict=False):
             axis.imshow(_strip(config, prediction))
-            question = prediction.question.replace("<image>", "").replace("<video>", "").strip()
-            axis.set_title(" ".join(question.split()), fontsize=8, wrap=True)
+            axis.set_title(_words(prediction.question), fontsize=8, wrap=True)
             colour = "tab:green" if prediction.is_right else "tab:red"
             told = f"truth: {prediction.answer}\nmodel: {prediction.predicted}"
             axis.text(0.5, -0.05, told, transform=axis.transAxes, ha="center", va="top", fontsize=9, color=colour)
@@ -96,14 +98,12 @@ def draw_samples(config: Config, results: dict[str, TaskResult], path: Path) -> 
 
 def _strip(config: Config, prediction: Prediction) -> np.ndarray:
     """The media of an item side by side, uint8 [height, width, 3]."""
-    pictures: list[np.ndarray] = []
-    for name in map(Path, prediction.media):
-        if name.is_dir() or name.suffix.lower() in {".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif"}:
-            reader = make_video_reader(config.data, list(config.stages.values())[-1].video)
-            pictures += list(reader.frames(name, THUMBNAIL).transpose(0, 2, 3, 1))
-            reader.close()
-        else:
-            pictures.append(np.asarray(open_image(name, config.data.max_pixels).resize((THUMBNAIL, THUMBNAIL))))
+    size = (THUMBNAIL, THUMBNAIL)
+    pictures = [np.asarray(open_image(Path(p), config.data.max_pixels).resize(size)) for p in prediction.images]
+    reader = make_video_reader(config.data, list(config.stages.values())[-1].video)
+    for path in prediction.videos:
+        pictures += list(reader.frames(Path(path), THUMBNAIL).transpose(0, 2, 3, 1))
+    reader.close()
     gap = np.full((THUMBNAIL, 2, 3), 255, dtype=np.uint8)
     return np.concatenate([piece for picture in pictures for piece in (picture, gap)][:-1], axis=1)
 
@@ -117,22 +117,17 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def loading_lines(folder: Path) -> str:
-    """The lines of Python that ask the checkpoint: without torchvision, then with it."""
-    return f"""
-ask it in this environment:
+def loading_lines(folder: Path, results: dict[str, dict[str, TaskResult]]) -> str:
+    """Python that asks the checkpoint: without torchvision, then with it. About a held-out image where there is one."""
+    tasks = list(results.values())[-1].values() if results else []
+    single = (p for task in tasks for p in task.predictions if len(p.images) == 1 and not p.videos)
+    shown = next(single, None)
+    image, question = (shown.images[0], _words(shown.question)) if shown else ("a.png", "What is shown?")
+    example = {"folder": str(folder), "image": image, "question": question}
+    plain, processor = (indent(lines(**example), "    ") for lines in (plain_lines, processor_lines))
+    return f"\nask it, in this environment:\n\n{plain}\nor where torchvision is installed:\n\n{processor}"
 
-  import torch
-  from PIL import Image
-  from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
-  folder = "{folder}"
-  tokenizer = AutoTokenizer.from_pretrained(folder)
-  model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder)
-  images = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
-  ...
 
-with torchvision installed:
-
-  from transformers import AutoProcessor
-  processor = AutoProcessor.from_pretrained(folder)
-"""
+def _words(question: str) -> str:
+    """A question without its tags, on one line."""
+    return " ".join(question.replace(IMAGE_TAG, "").replace(VIDEO_TAG, "").split())
