@@ -51,7 +51,7 @@ class StageData:
             sampler=range(start_step, start_step + num_steps),
             num_workers=workers,
             prefetch_factor=2 if workers else None,
-            collate_fn=to_arrays,
+            collate_fn=to_arrays,  # type: ignore[arg-type]  # without batching it is given the item itself
         )
         for item in loader:
             if item.skipped and self._data.on_error == "error":
@@ -61,9 +61,9 @@ class StageData:
 
 def make_encoder(tokenizer: PreTrainedTokenizerBase, stage: StageConfig) -> Encoder:
     """The encoder of a stage, for a tokenizer that has `<image>` and `<video>`."""
-    image_token_id, video_token_id = tokenizer.convert_tokens_to_ids([IMAGE_TAG, VIDEO_TAG])
+    ids = tokenizer.get_added_vocab()
     template = make_template(stage.template, stage.label_rule, stage.tag_policy)
-    return Encoder(tokenizer, image_token_id, video_token_id, template, stage.max_length)
+    return Encoder(tokenizer, ids[IMAGE_TAG], ids[VIDEO_TAG], template, stage.max_length)
 
 
 def build_data(

@@ -170,7 +170,8 @@ def _write(folder: Path, sources: dict[str, SourceConfig], measure: _Measure, se
                     column.append(value)
                 num_samples[name] += source.repeat
     arrays = {name: np.array(values, dtype=np.int32) for name, values in columns.items()}
-    np.savez(folder / "sizes.npz", **arrays, offsets=np.array(ends, dtype=np.int64))
+    arrays["offsets"] = np.array(ends, dtype=np.int64)
+    np.savez(folder / "sizes.npz", **arrays)  # type: ignore[arg-type]  # its stub takes all keywords for flags
     content = json.dumps({"refused": refused, "num_samples": num_samples}, ensure_ascii=False)
     (folder / "refused.json").write_text(content, encoding="utf-8")
 

@@ -135,7 +135,8 @@ def as_text(shown: Shown, tokenizer: PreTrainedTokenizerBase, in_colour: bool) -
                 if position in starts:
                     text.append(_medium(starts[position]), style=MEDIUM)
             continue
-        words = tokenizer.decode(encoded.input_ids[positions].tolist(), clean_up_tokenization_spaces=False)
+        ids = encoded.input_ids[positions].tolist()
+        words = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         if supervised:
             text.append(words if in_colour else f"[[{words}]]", style=SUPERVISED)
         else:

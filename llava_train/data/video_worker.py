@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -36,7 +37,11 @@ class DecordVideo:
         decord.logging.set_level(decord.logging.QUIET)
         self._reader = decord.VideoReader(path, num_threads=1)
         self.num_frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
-        self.height, self.width = self._reader[0].shape[:2]
+
+    def size(self) -> tuple[int, int]:
+        """(height, width), of the first frame."""
+        height, width, _ = self._reader[0].shape
+        return height, width
 
     def frames(self, indices: list[int]) -> list[np.ndarray]:
         """uint8 [height, width, 3] each."""
@@ -51,8 +56,12 @@ class AvVideo:
         with av.open(path) as container:
             stream = container.streams.video[0]
             self.fps = float(stream.average_rate or 0)
-            self.height, self.width = stream.codec_context.height, stream.codec_context.width
+            self._size = stream.codec_context.height, stream.codec_context.width
             self.num_frames = sum(packet.size > 0 for packet in container.demux(stream))
+
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self._size
 
     def frames(self, indices: list[int]) -> list[np.ndarray]:
         """uint8 [height, width, 3] each. Decodes from the start, as seeking is not exact in every container."""
@@ -86,7 +95,7 @@ def answer(path: str, fps: float, max_frames: int, size: int) -> tuple[int, int,
     if not indices:
         raise ValueError("no frames")
     if not size:
-        return len(indices), video.height, video.width
+        return len(indices), *video.size()
     frames = (Image.fromarray(frame) for frame in video.frames(indices))
     squares = [frame.resize((size, size), Image.Resampling.BICUBIC) for frame in frames]
     return np.stack([np.asarray(square).transpose(2, 0, 1) for square in squares])
@@ -111,7 +120,7 @@ def main(descriptor: int) -> None:
         except EOFError:
             return
         try:
-            reply = ("ok", answer(*request))
+            reply: tuple[str, Any] = ("ok", answer(*request))
         except Exception as error:  # whatever a decoder raises is an answer: this video cannot be read
             reply = ("error", f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
         connection.send(reply)

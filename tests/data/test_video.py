@@ -75,8 +75,8 @@ def test_file_gives_the_sampled_frames_squashed(tmp_path, reader):
 def test_both_decoders_agree(tmp_path):
     path = str(write_video(tmp_path / "a.mp4", 20, rate=8))
     by_decord, by_av = DecordVideo(path), AvVideo(path)
-    for name in ("num_frames", "fps", "height", "width"):
-        assert getattr(by_decord, name) == getattr(by_av, name)
+    assert (by_decord.num_frames, by_decord.fps) == (by_av.num_frames, by_av.fps) == (20, 8)
+    assert by_decord.size() == by_av.size() == (48, 64)
     for one, other in zip(by_decord.frames([0, 3, 19]), by_av.frames([0, 3, 19]), strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 2
 
@@ -146,10 +146,8 @@ def test_one_process_serves_many_videos_and_a_copy_starts_its_own(tmp_path, read
     videos = reader(fps=8, max_frames=8)
     videos.frames(path, 32)
     process = videos._worker
-    start = time.process_time(), time.perf_counter()
-    for _ in range(10):
+    for _ in range(3):
         videos.frames(path, 32)
-    print("per video:", (time.perf_counter() - start[1]) / 10)
     assert videos._worker is process
     copy = pickle.loads(pickle.dumps(videos))
     assert copy.size(path) == (8, 48, 64)

@@ -33,8 +33,8 @@ def read_model(model: ModelConfig) -> tuple[OneVisionSettings, PreTrainedTokeniz
     tower = getattr(tower, "vision_config", tower)
     tokenizer = _tokenizer(model.language_model, "model.language_model")
     add_tags(tokenizer)
-    ids = [tokenizer.convert_tokens_to_ids(tag) for tag in (IMAGE_TAG, VIDEO_TAG)]
-    return OneVisionSettings(tower.image_size, tower.patch_size, *ids), tokenizer
+    ids = tokenizer.get_added_vocab()
+    return OneVisionSettings(tower.image_size, tower.patch_size, ids[IMAGE_TAG], ids[VIDEO_TAG]), tokenizer
 
 
 def read_config(folder_or_name: str) -> OneVisionSettings:

@@ -129,8 +129,9 @@ class QwenTemplate:
     def __init__(self, label_rule: LabelRule, tag_policy: TagPolicy):
         self._whole_answers = label_rule == "original"
         self._tag_policy: TagPolicy = tag_policy
-        self.always_supervised = ("\n", "<|im_start|>", "<|im_end|>") if self._whole_answers else ()
-        self.constants = (DEFAULT_SYSTEM, "<|im_end|>", "\n", *map(_header, _ROLE_NAMES))
+        always = ("\n", "<|im_start|>", "<|im_end|>") if self._whole_answers else ()
+        self.always_supervised: tuple[str, ...] = always
+        self.constants: tuple[str, ...] = (DEFAULT_SYSTEM, "<|im_end|>", "\n", *map(_header, _ROLE_NAMES))
 
     def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
         if turns[0][0] != "system":
@@ -181,7 +182,8 @@ class PlainTemplate:
 
 def make_template(name: str, label_rule: LabelRule, tag_policy: TagPolicy) -> Template:
     """The template of a stage. `name`: plain or qwen."""
-    return {"plain": lambda: PlainTemplate(tag_policy), "qwen": lambda: QwenTemplate(label_rule, tag_policy)}[name]()
+    templates: dict[str, Template] = {"plain": PlainTemplate(tag_policy), "qwen": QwenTemplate(label_rule, tag_policy)}
+    return templates[name]
 
 
 def chat_template(tag_policy: TagPolicy) -> str:
