@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from llava_train.cli.main import main
 from llava_train.config.schema import GenerateModel, VideoConfig
 from llava_train.model import hf
 from llava_train.model.build import load_checkpoint
@@ -134,6 +137,20 @@ def test_card_tells_recipe_data_and_figures(loaded, tmp_path):
     ):
         assert text in card
     assert "AutoProcessor" in card
+    assert "What is shown?" in card
     assert "intermediate" not in card
     write(tmp_path / "first", loaded, mode="square")
     assert "is an intermediate of its recipe" in (tmp_path / "first" / "README.md").read_text()
+
+
+def test_lines_of_the_card_answer_as_generate_does(loaded, tmp_path, monkeypatch, capsys):
+    write(tmp_path / "out", loaded)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
+    picture.save(tmp_path / "out" / "a.png")
+    monkeypatch.chdir(tmp_path / "out")
+    lines = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(lines, {})
+    by_card = capsys.readouterr().out.strip()
+    assert main(["generate", "model.init=.", "prompt=What is shown?", "images=[a.png]", "max_new_tokens=64"]) == 0
+    assert by_card
+    assert by_card == capsys.readouterr().out.strip()
