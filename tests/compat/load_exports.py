@@ -3,6 +3,8 @@
 usage: python load_exports.py TASK OUT; both files of torch.save.
 """
 
+import contextlib
+import io
 import sys
 
 import torch
@@ -51,7 +53,10 @@ def ask(folder, cases):
 def main(task_file, out_file):
     task = torch.load(task_file, weights_only=False)
     loaded = {folder: load(folder, inputs, task["text"]) for folder, inputs in task["folders"].items()}
-    torch.save({"version": transformers.__version__, "loaded": loaded, **ask(task["asked"], task["cases"])}, out_file)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(task["lines"], {})
+    seen = {"version": transformers.__version__, "loaded": loaded, "printed": printed.getvalue()}
+    torch.save(seen | ask(task["asked"], task["cases"]), out_file)
 
 
 main(*sys.argv[1:])

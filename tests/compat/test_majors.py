@@ -16,6 +16,7 @@ import torch
 from llava_train.config.schema import GenerateModel, VideoConfig
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.model.build import load_checkpoint
+from llava_train.model.card import processor_lines
 from llava_train.model.generate import generate
 from llava_train.model.hf import Preparation, checkpoint_geometry, write_checkpoint
 from llava_train.model.onevision import PackedForward
@@ -24,6 +25,7 @@ from llava_train.model.tiny import make_tiny
 sys.path.append(str(Path(__file__).parents[1] / "parity"))
 from onevision_reference import SEVERAL, SINGLE, TEXT, VIDEO, Ours
 
+QUESTION = SINGLE.text.removeprefix("<image>\n")
 CASES = (TEXT, SINGLE, SEVERAL, VIDEO)
 SENTENCE = "<|im_start|>user\n<image>\nIt's 12 degrees.<|im_end|>\n"
 QWEN2 = Path(__file__).parents[1] / "golden" / "qwen2_tokenizer"
@@ -86,7 +88,9 @@ def other(major_path, exports, ours, tmp_path_factory):
         }
         for case in CASES
     ]
-    task = {"folders": folders, "text": SENTENCE, "asked": str(exports["untied"]), "cases": cases}
+    SINGLE.pictures()[0].save(folder / "a.png")
+    lines = processor_lines(str(exports["untied"]), str(folder / "a.png"), QUESTION)
+    task = {"folders": folders, "text": SENTENCE, "asked": str(exports["untied"]), "cases": cases, "lines": lines}
     torch.save(task, folder / "task.pt")
     script = Path(__file__).with_name("load_exports.py")
     subprocess.run(
@@ -142,9 +146,19 @@ def test_pipeline_answers_as_generate_does(other, ours):
     """Exactly where it resizes by PIL as training does: in 4.57; 5.x takes torchvision where it is."""
     exact = [case for case in CASES if not case.frames and (other["version"] < "5" or not case.images)]
     assert exact
-    tokenizer, forward = ours["untied"].prepare.tokenizer, ours["untied"].forward
-    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    answers = generate(forward, ours["untied"].prepare.pack(tuple(exact), prompt=True), 6, ends, ends[1])
-    for case, ids in zip(exact, answers, strict=True):
-        assert other["answers"][case.name].strip() == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    for case, text in zip(exact, answers(ours["untied"], tuple(exact), 6), strict=True):
+        assert other["answers"][case.name].strip() == text
     assert set(other["answers"]) == {case.name for case in CASES if not case.frames}
+
+
+def test_lines_of_the_card_answer_as_generate_does(other, ours):
+    assert other["printed"].strip()
+    if other["version"] < "5":
+        assert [other["printed"].strip()] == answers(ours["untied"], (SINGLE,), 64)
+
+
+def answers(one, cases, max_new_tokens):
+    tokenizer = one.prepare.tokenizer
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    ids = generate(one.forward, one.prepare.pack(cases, prompt=True), max_new_tokens, ends, ends[1])
+    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
