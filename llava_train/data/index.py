@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -27,13 +27,15 @@ from llava_train.batch.packed import VisualLayout
 from llava_train.config.errors import DataError
 from llava_train.config.mixture import SourceConfig
 from llava_train.data.encode import Encoder
+from llava_train.data.formats import to_sample
 from llava_train.data.media import MediaReader
-from llava_train.data.mixture import source_samples
+from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample, Turn
 
 FORMAT = 1  # of the folder; a change of form makes old indexes unread
 CHUNK = 256  # samples measured at a time
 PARALLEL_ABOVE = 2000  # samples; below, starting processes costs more than it saves
+Record = tuple[int, Any]  # position in its source, as read
 NAMED = 5  # refused samples that an error names
 
 
@@ -151,16 +153,38 @@ class _Measure:
         return _Row(line.encode(), len(encoded.input_ids), encoded.num_tiles, encoded.num_supervised)
 
 
+@dataclass
+class _Refused:
+    error: DataError
+    sample: dict[str, Any] | None  # None where the record is none
+
+
+@dataclass
+class _OfSource:
+    """One record of a source to one row, or to why it is refused."""
+
+    name: str
+    media_root: Path
+    measure: _Measure
+
+    def __call__(self, record: Record) -> _Row | _Refused:
+        sample = None
+        try:
+            sample = to_sample(record[1], self.name, record[0], self.media_root)
+            return self.measure(sample)
+        except DataError as error:
+            return _Refused(error, _plain(sample) if sample else None)
+
+
 def _write(folder: Path, sources: dict[str, SourceConfig], measure: _Measure, seed: int, num_workers: int) -> None:
     columns: dict[str, list[int]] = {name: [] for name in ("lengths", "tiles", "supervised", "repeats")}
     ends, refused, num_samples = [0], [], dict.fromkeys(sources, 0)
     with (folder / "samples.jsonl").open("wb") as lines:
         for name, source in sources.items():
-            samples = [sample for _, sample in source_samples(name, source, seed)]
-            for given, row in zip(samples, _measured(samples, measure, num_workers, name), strict=True):
-                if isinstance(row, DataError):
-                    sample = _plain(given) if isinstance(given, Sample) else None
-                    refused.append({"error": row.__reduce__()[1], "sample": sample})
+            records = sampled_records(name, source, seed)
+            for row in _measured(records, _OfSource(name, Path(source.media_root), measure), num_workers):
+                if isinstance(row, _Refused):
+                    refused.append({"error": row.error.__reduce__()[1], "sample": row.sample})
                     continue
                 lines.write(row.line)
                 ends.append(ends[-1] + len(row.line))
@@ -176,15 +200,13 @@ def _write(folder: Path, sources: dict[str, SourceConfig], measure: _Measure, se
     (folder / "refused.json").write_text(content, encoding="utf-8")
 
 
-def _measured(
-    samples: list[Sample | DataError], measure: _Measure, num_workers: int, name: str
-) -> Iterator[_Row | DataError]:
-    """A row or an error per sample, in order; by processes where there are many."""
-    feed = iter(samples)
+def _measured(records: list[Record], measure: _OfSource, num_workers: int) -> Iterator[_Row | _Refused]:
+    """A row or a refusal per record, in order; by processes where there are many."""
+    feed = iter(records)
     chunks = iter(lambda: list(islice(feed, CHUNK)), [])
-    large = len(samples) > PARALLEL_ABOVE
+    large = len(records) > PARALLEL_ABOVE
     with Progress(disable=not large, transient=True) as progress:
-        task = progress.add_task(f"indexing {name}", total=len(samples))
+        task = progress.add_task(f"indexing {measure.name}", total=len(records))
         if large and num_workers > 1:
             with multiprocessing.get_context("fork").Pool(num_workers, _start_process, (measure,)) as pool:
                 for rows in pool.imap(_measure_in_process, chunks):
@@ -192,30 +214,20 @@ def _measured(
                     yield from rows
         else:
             for chunk in chunks:
-                yield from _measure_chunk(measure, chunk)
+                yield from map(measure, chunk)
                 progress.advance(task, len(chunk))
 
 
-def _measure_chunk(measure: _Measure, samples: Iterable[Sample | DataError]) -> list[_Row | DataError]:
-    rows: list[_Row | DataError] = []
-    for sample in samples:
-        try:
-            rows.append(sample if isinstance(sample, DataError) else measure(sample))
-        except DataError as error:
-            rows.append(error)
-    return rows
+_process_measure: _OfSource  # of an index process, set when it starts
 
 
-_process_measure: _Measure  # of an index process, set when it starts
-
-
-def _start_process(measure: _Measure) -> None:
+def _start_process(measure: _OfSource) -> None:
     global _process_measure
     _process_measure = measure
 
 
-def _measure_in_process(samples: list[Sample | DataError]) -> list[_Row | DataError]:
-    return _measure_chunk(_process_measure, samples)
+def _measure_in_process(records: list[Record]) -> list[_Row | _Refused]:
+    return [_process_measure(record) for record in records]
 
 
 def _plain(sample: Sample) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -20,8 +21,9 @@ from llava_train.config.errors import DataError
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import StageConfig
 from llava_train.data.encode import EncodedSample, Encoder
+from llava_train.data.formats import record_id, to_sample
 from llava_train.data.media import MediaReader
-from llava_train.data.mixture import source_samples
+from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample
 from llava_train.family.onevision.template import media_tags, rendered_by_template
 
@@ -66,33 +68,30 @@ def preview_stage(
     """The first `count` samples of the stage in the order of its sources, all if 0. Counts them into `summary`."""
     given = 0
     for source_name, source in sources.items():
-        for identity, sample in source_samples(source_name, source, seed):
+        for position, record in sampled_records(source_name, source, seed):
             if count and given == count:
                 return
             given += 1
-            result = _encode(sample, encoder, media)
+            result: EncodedSample | DataError
             summary.shown[source_name] += 1
-            if isinstance(result, DataError):
-                summary.refused[result.reason] += 1
-            elif stage.template == "qwen" and not _is_rendered(sample, stage):
-                summary.unrendered += 1
-            yield Shown(identity, source_name, name, result)
+            try:
+                sample = to_sample(record, source_name, position, Path(source.media_root))
+                result = _encode(sample, encoder, media)
+                summary.unrendered += stage.template == "qwen" and not _is_rendered(sample, stage)
+            except DataError as error:
+                result = error
+                summary.refused[error.reason] += 1
+            yield Shown(record_id(record, position), source_name, name, result)
 
 
-def _encode(sample: Sample | DataError, encoder: Encoder, media: MediaReader) -> EncodedSample | DataError:
-    if isinstance(sample, DataError):
-        return sample
-    try:
-        layouts = media.layouts(sample)
-        encoded = encoder.encode(sample, layouts)
-        media.tiles(sample, layouts)
-    except DataError as error:
-        return error
+def _encode(sample: Sample, encoder: Encoder, media: MediaReader) -> EncodedSample:
+    layouts = media.layouts(sample)
+    encoded = encoder.encode(sample, layouts)
+    media.tiles(sample, layouts)
     return encoded
 
 
-def _is_rendered(sample: Sample | DataError, stage: StageConfig) -> bool:
-    assert isinstance(sample, Sample)
+def _is_rendered(sample: Sample, stage: StageConfig) -> bool:
     return rendered_by_template(sample.turns, media_tags(len(sample.images), len(sample.videos)), stage.tag_policy)
 
 

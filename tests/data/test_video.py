@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import time
 from pathlib import Path
@@ -153,3 +154,23 @@ def test_one_process_serves_many_videos_and_a_copy_starts_its_own(tmp_path, read
     assert copy.size(path) == (8, 48, 64)
     assert copy._worker is not process
     copy.close()
+
+
+def test_forked_process_starts_its_own(tmp_path, reader):
+    """Two processes on one connection would read each other's answers."""
+    path = write_video(tmp_path / "a.mp4", 3, rate=1)
+    videos = reader()
+    videos.size(path)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+
+    def ask() -> None:
+        answers.put((videos.size(path), videos._worker._process.pid))
+        videos.close()
+
+    child = context.Process(target=ask)
+    child.start()
+    size, pid = answers.get()
+    child.join()
+    assert size == videos.size(path) == (3, 48, 64)
+    assert pid != videos._worker._process.pid
