@@ -1,0 +1,59 @@
+"""What stops a step, and that it says whose fault it is."""
+
+import pytest
+import torch
+
+from llava_train.batch.packed import IGNORE_INDEX, PackedBatch
+from llava_train.config.errors import RunError
+from llava_train.train.distributed import Ranks
+from llava_train.train.step import StepCounts, count, train_step
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def make_batch(labels: list[int], names: tuple[str, ...]) -> PackedBatch:
+    ids = torch.arange(len(labels))
+    empty = torch.zeros(0, dtype=torch.long)
+    bounds = torch.tensor([0, len(labels)], dtype=torch.int32)
+    pixels = torch.zeros(0, 3, 2, 2, dtype=torch.uint8)
+    return PackedBatch(ids, torch.tensor(labels), ids, bounds, len(labels), pixels, empty, (), names)
+
+
+class FixedLosses:
+    """Stands in for the engine: one given loss sum per micro-batch."""
+
+    def __init__(self, *losses: float):
+        self.losses, self.stepped = iter(losses), False
+
+    def forward_backward(self, batch, num_supervised, is_last):
+        return torch.tensor(next(self.losses))
+
+    def step(self):
+        self.stepped = True
+        return 1.5
+
+
+def test_counts_leave_fillers_out():
+    batches = [make_batch([IGNORE_INDEX, 5, 6], ("a/1",)), make_batch([IGNORE_INDEX], ())]
+    assert count(batches, ALONE) == StepCounts(num_samples=1, num_tokens=3, num_supervised=2, num_visuals=0)
+
+
+def test_loss_is_the_mean_over_the_steps_supervised_tokens():
+    batches = [make_batch([IGNORE_INDEX, 5, 6], ("a/1",)), make_batch([IGNORE_INDEX, 7], ("a/2",))]
+    result = train_step(FixedLosses(2.0, 4.0), batches, count(batches, ALONE), ALONE)
+    assert result.loss == 2.0
+    assert result.grad_norm == 1.5
+
+
+def test_a_loss_that_is_not_finite_names_the_samples_of_its_pack():
+    batches = [make_batch([IGNORE_INDEX, 5], ("a/1", "a/2")), make_batch([IGNORE_INDEX, 7], ("b/3", "b/4"))]
+    with pytest.raises(RunError, match=r"not finite in the pack of: b/3, b/4$"):
+        train_step(FixedLosses(2.0, float("nan")), batches, count(batches, ALONE), ALONE)
+
+
+def test_a_step_that_supervises_nothing_is_an_error():
+    engine = FixedLosses(0.0)
+    batches = [make_batch([IGNORE_INDEX], ("a/1",))]
+    with pytest.raises(RunError, match="supervises no token"):
+        train_step(engine, batches, count(batches, ALONE), ALONE)
+    assert not engine.stepped
