@@ -1,9 +1,10 @@
 """Make the demo's data: pictures, clips and LLaVA JSON files from easy-vqa and the handwritten digits of OpenCV.
 
-    python data/scripts/make_demo.py --out data/cache/demo/seed0 --seed 0
+    python data/scripts/make_demo.py --seed 0
 
 Enters: the installed `easy-vqa` package (coloured shapes with questions, split in train and test by its author) and
-`data/demo/digits.png` (5,000 digits, 100 columns: columns 0-79 are for training, 80-99 held out). Leaves, in --out:
+`data/demo/digits.png` (5,000 digits, 100 columns: columns 0-79 are for training, 80-99 held out).
+Leaves, in data/cache/demo/seed0:
 
     shapes/{train,test}/N.png        64x64, one shape each, copied
     digits/{train,test}/D_NNN.png    64x64, one handwritten digit D each
@@ -25,6 +26,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,11 @@ HELD_OUT_PACE = (8, 8, 8, 8)  # frames that each digit of a held-out clip is sho
 
 Record = dict[str, Any]
 Cells = dict[int, list[str]]  # digit -> its picture files, relative to the data folder
+
+
+def default_folder(seed: int) -> Path:
+    """Where the recipe `demo` looks for the data of `run.seed`, from the root of the checkout."""
+    return Path("data") / "cache" / "demo" / f"seed{seed}"
 
 
 def say(text: str) -> None:
@@ -292,6 +299,7 @@ def make(out: Path, seed: int) -> None:
         return random.Random(f"{seed} {name}")
 
     say("shapes with questions (easy-vqa)")
+    (out / "LICENSE.easy-vqa").write_text(distribution("easy-vqa").read_text("LICENSE") or "")
     files = shape_records(shapes, out, rng("train shapes"))
     shutil.copytree(shapes / "test" / "images", out / "shapes" / "test")
     held_out = {"shapes": held_out_shapes(shapes, rng("held-out shapes"))}
@@ -313,17 +321,18 @@ def make(out: Path, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the demo's data.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=Path, help="folder to make, default data/cache/demo/seedN")
     parser.add_argument("--seed", type=int, default=0, help="draws the lists, the clips and the held-out questions")
     args = parser.parse_args()
+    out = args.out or default_folder(args.seed)
     made_by = fingerprint(Path(__file__), seed=args.seed)
-    if is_made(args.out, made_by):
-        say(f"{args.out} is there already")
+    if is_made(out, made_by):
+        say(f"{out} is there already")
         return
-    with whole_or_absent(args.out) as scratch:
+    with whole_or_absent(out) as scratch:
         make(scratch, args.seed)
         (scratch / "made_by.json").write_text(made_by)
-    say(f"written to {args.out}")
+    say(f"written to {out}")
 
 
 if __name__ == "__main__":
