@@ -7,25 +7,24 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from llava_train.cli.main import main
+from llava_train.model.tiny import byte_tokenizer
 
 ROOT = Path(__file__).parents[2]
-QWEN2 = ROOT / "tests" / "golden" / "qwen2_tokenizer"
 CONFIG = {
     "model_type": "llava_onevision",
     "vision_config": {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8},
     "text_config": {"model_type": "qwen2"},
-    "image_token_index": 151646,
-    "video_token_index": 151647,
+    "image_token_index": 259,
+    "video_token_index": 260,
 }
 
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("init")
-    shutil.copytree(QWEN2, folder, dirs_exist_ok=True)
+    byte_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder
 
@@ -46,11 +45,11 @@ def test_jsonl_holds_every_sample_with_its_visuals(preview, capsys):
     assert len(shown) == 17
     red = shown["image-red_disc"]
     assert red["visual"] == [{"kind": "anyres", "width": 64, "height": 64, "grid": [2, 2], "tiles": 5, "tokens": 88}]
-    assert red["input_ids"].count(151646) == 88
-    answer = AutoTokenizer.from_pretrained(QWEN2)("a red disc")["input_ids"]
+    assert red["input_ids"].count(259) == 88
+    answer = byte_tokenizer()("a red disc")["input_ids"]
     assert (red["source"], red["stage"]) == ("tiny", "onevision")
-    assert [label for label in red["labels"] if label != -100] == [*answer, 151645]
-    assert shown["clip"]["input_ids"].count(151647) == shown["clip"]["visual"][0]["tokens"]
+    assert [label for label in red["labels"] if label != -100] == [*answer, 258]
+    assert shown["clip"]["input_ids"].count(260) == shown["clip"]["visual"][0]["tokens"]
     assert [visual["kind"] for visual in shown["both"]["visual"]] == ["anyres", "video"]
     summary = capsys.readouterr().out.splitlines()[-1]
     assert summary == "17 samples: tiny 17; 0 refused; 1 that no chat message renders as trained"
@@ -105,8 +104,8 @@ def test_ids_that_differ_from_the_config_are_refused(init, tmp_path, capsys):
     (other / "config.json").write_text(json.dumps({**CONFIG, "image_token_index": 7}))
     assert main(["preview", "+recipe=tiny", f"model.init={other}"]) == 2
     error = capsys.readouterr().err
-    assert "model.init: the tokenizer's <image> has id 151646, config.json says image_token_index = 7" in error
-    assert "write image_token_index = 151646" in error
+    assert "model.init: the tokenizer's <image> has id 259, config.json says image_token_index = 7" in error
+    assert "write image_token_index = 259" in error
 
 
 def test_nothing_is_left_where_a_preview_fails(init, tmp_path, capsys):
