@@ -11,7 +11,7 @@ def run(argv: list[str]) -> int:
 
     with distributed.start_ranks() as ranks:
         for stage in stages.pending_stages(config, ranks):
-            model = build.build_model(config, stage)
+            model = build.build_model(config, stage, ranks)
             data = build.build_data(config, stage, model, ranks)
             build.build_trainer(config, stage, model, data, ranks).run()
         results = evaluate.evaluate_stages(config, ranks)

@@ -10,14 +10,16 @@ import torch
 from llava_train.config.schema import Config
 from llava_train.data import build as data_build
 from llava_train.family.onevision.geometry import Geometry, make_geometry
-from llava_train.model.build import LoadedModel, load_model
+from llava_train.model.attention import choose_kernel
+from llava_train.model.build import DTYPES, LoadedModel, load_model
 from llava_train.train.distributed import Ranks
 from llava_train.train.loop import Trainer
 from llava_train.train.stages import Stage
 
 
-def build_model(config: Config, stage: Stage) -> LoadedModel:
+def build_model(config: Config, stage: Stage, ranks: Ranks) -> LoadedModel:
     """The stage's start, in its precision; the run's seed draws what is new. Raises ConfigError."""
+    choose_kernel(config.model.attention, ranks.device, DTYPES[stage.settings.precision])  # what cannot run fails now
     torch.manual_seed(config.run.seed)
     return load_model(stage.start, stage.settings.precision, Path(config.run.dir), config.run.seed)
 

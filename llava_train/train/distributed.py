@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -63,12 +62,6 @@ class Ranks:
         return self.gather(value)[0]
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def slurm_environment(environ: dict[str, str]) -> dict[str, str]:
     if "SLURM_PROCID" not in environ or "MASTER_ADDR" not in environ:
         return {}
@@ -83,27 +76,27 @@ def slurm_environment(environ: dict[str, str]) -> dict[str, str]:
 def start_ranks() -> Iterator[Ranks]:
     """The process group that torchrun or srun describes in the environment, or one of this process alone."""
     _quieten_libraries()
+    environ = dict(os.environ)
+    alone = "RANK" not in environ and not slurm_environment(environ)
+    if alone:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # DeepSpeed reads them
+    elif "RANK" not in environ:
+        os.environ.update(slurm_environment(environ))
     cuda = torch.cuda.is_available()
-    if "RANK" not in os.environ:
-        alone = {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
-        }
-        os.environ.update(slurm_environment(dict(os.environ)) or alone)
     local_rank = int(os.environ["LOCAL_RANK"])
-    if cuda:
-        torch.cuda.set_device(local_rank)
-    if not dist.is_initialized():
-        _init_deepspeed_comm("nccl" if cuda else "gloo", local_rank if cuda else None)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
+        _init_process_group("nccl" if cuda else "gloo", alone)
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(environ)
 
 
 def _quieten_libraries() -> None:
@@ -114,14 +107,15 @@ def _quieten_libraries() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def _init_deepspeed_comm(backend: str, local_rank: int | None) -> None:
-    if local_rank is None:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+def _init_process_group(backend: str, alone: bool) -> None:
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel("ERROR")
     # Its shared-memory all-reduce is built with a C++ compiler at first use; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    if alone:  # no port, so nothing that another run on this machine could have taken
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(backend, timeout=TIMEOUT)
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)

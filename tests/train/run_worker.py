@@ -18,6 +18,6 @@ if __name__ == "__main__":
         for line in sys.argv[1:]:
             config = load([*RECIPE, *shlex.split(line)])
             for stage in pending_stages(config, ranks):
-                model = build_model(config, stage)
+                model = build_model(config, stage, ranks)
                 data = build_data(config, stage, model, ranks)
                 build_trainer(config, stage, model, data, ranks).run()
