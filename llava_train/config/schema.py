@@ -42,7 +42,7 @@ class DataConfig:
     root: str  # folder that the mixtures' files and media are relative to
     on_error: Literal["error", "skip"]
     allow_missing_sources: bool  # leave out sources whose file is not on disk, by name, instead of failing
-    num_workers: int  # processes that prepare batches beside the training one, per rank
+    num_workers: int  # processes per rank that prepare batches beside the training one; at most one per core
     decode_timeout: float  # seconds that one video may take to decode before it counts as unreadable
     max_pixels: int  # an image with more pixels is refused
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,7 @@ class StageData:
 
         Raises DataError for a sample that cannot be decoded, under data.on_error=error.
         """
-        workers = self._data.num_workers
+        workers = min(self._data.num_workers, len(os.sched_getaffinity(0)))  # more would only wait for each other
         loader = DataLoader(
             self._dataset,
             batch_size=None,

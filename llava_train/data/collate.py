@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -41,10 +42,11 @@ def collate(encoded: Sequence[EncodedSample], tiles: Sequence[np.ndarray], geome
 
 
 def filler(geometry: Geometry) -> PackedBatch:
-    """One text token, nothing supervised, no tiles: what a rank short of packs runs."""
+    """One text token of no sample, nothing supervised, no tiles: what a rank short of packs runs."""
     nothing, token = np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int32)
     sample = EncodedSample(FILLER, FILLER, FILLER, token, np.full(1, IGNORE_INDEX, dtype=np.int32), nothing, ())
-    return collate([sample], [np.zeros((0, 3, geometry.tile_size, geometry.tile_size), dtype=np.uint8)], geometry)
+    batch = collate([sample], [np.zeros((0, 3, geometry.tile_size, geometry.tile_size), dtype=np.uint8)], geometry)
+    return replace(batch, sample_ids=())
 
 
 def _check(sample: EncodedSample, pixels: np.ndarray) -> None:

@@ -73,7 +73,7 @@ def copy_of_tiny(folder: Path) -> DataConfig:
 def documents(batches) -> dict[str, tuple]:
     """Ids, labels and tiles of each sample, whatever pack it came in."""
     found = {}
-    for batch in batches:
+    for batch in (b for b in batches if b.sample_ids):  # a filler is of no sample
         visuals, tile = iter(batch.visuals), 0
         for name, start, stop in zip(batch.sample_ids, batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
             ids = batch.input_ids[start:stop]

@@ -55,8 +55,9 @@ def test_pack_of_three_documents_by_hand():
     assert set(kinds.values()) == {torch.int64}
 
 
-def test_filler_supervises_nothing():
+def test_filler_supervises_nothing_and_is_of_no_sample():
     batch = filler(GEOMETRY)
+    assert batch.sample_ids == ()
     assert batch.num_supervised == 0
     assert batch.cu_seqlens.tolist() == [0, 1]
     assert batch.pixel_values.shape == (0, 3, 8, 8)
