@@ -251,10 +251,13 @@ def text_records(files: dict[str, list[Record]], rng: random.Random) -> list[Rec
 
 
 def training_pace(rng: random.Random) -> tuple[int, ...]:
-    """Frames that each digit is shown: half the clips at the held-out pace, the others uneven, fast or slow."""
-    if rng.random() < 0.5:
+    """Frames that each digit is shown: mostly the held-out pace, else uneven, fast or slow."""
+    kind = rng.random()
+    if kind < 0.6:
         return HELD_OUT_PACE
-    return rng.choice(((4, 4, 4, 4), (16, 16, 16, 16), tuple(rng.randint(4, 12) for _ in range(4))))
+    if kind < 0.8:
+        return tuple(rng.randint(4, 12) for _ in range(4))
+    return (rng.choice((4, 4, 16, 32)),) * 4
 
 
 def encode_clip(frames: list[np.ndarray], path: Path) -> None:

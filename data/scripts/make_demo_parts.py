@@ -45,7 +45,7 @@ from llava_train.model.loss import summed_cross_entropy
 
 TILE, PATCH = 32, 8
 TOWER: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
-TOWER_STEPS, TOWER_BATCH, TOWER_DIGITS, TOWER_RATE = 2200, 32, 20, 2e-3  # digits: so many of a batch, the rest shapes
+TOWER_STEPS, TOWER_BATCH, TOWER_DIGITS, TOWER_RATE = 2600, 32, 20, 2e-3  # digits: so many of a batch, the rest shapes
 LANGUAGE_MODEL: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,
