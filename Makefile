@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)
 	$(PY) data/scripts/make_demo.py --seed $(SEED)
 	$(PY) data/scripts/make_demo_parts.py --seed $(SEED)
-	$(PY) -m llava_train +recipe=demo run.seed=$(SEED)
+	$(PY) -m llava_train +recipe=demo run.seed=$(SEED) $(if $(filter-out 0,$(SEED)),run.name=demo-seed$(SEED))
 
 test: $(INSTALLED)
 	$(PY) -m pytest

@@ -22,6 +22,7 @@ from llava_train.train.stages import Stage, all_stages
 
 SHOWN_PER_TASK = 4
 THUMBNAIL = 64  # pixels a side of one image or frame
+ITEM_WIDTH = 4.0  # inches
 
 
 def report(config: Config, results: dict[str, dict[str, TaskResult]], ranks: Ranks) -> None:
@@ -78,22 +79,30 @@ def _running_mean(values: np.ndarray, share: float = 0.05) -> np.ndarray:
 
 def draw_samples(config: Config, results: dict[str, TaskResult], path: Path) -> None:
     """Held-out items drawn by the run's seed, never by hand: media, question, truth, and the model's answer."""
-    figure, axes = _figure(len(results), SHOWN_PER_TASK, width=4.2 * SHOWN_PER_TASK, height=2.6 * len(results))
-    for row, (task, result) in zip(axes, results.items(), strict=True):
-        shown = random.Random(config.run.seed).sample(result.predictions, min(SHOWN_PER_TASK, len(result.predictions)))
+    shown = {
+        task: [(p, _strip(config, p)) for p in _drawn(config.run.seed, result.predictions)]
+        for task, result in results.items()
+    }
+    heights = [
+        0.7 + min(1.6, max(ITEM_WIDTH * strip.shape[0] / strip.shape[1] for _, strip in row)) for row in shown.values()
+    ]
+    figure, axes = _figure(len(shown), SHOWN_PER_TASK, ITEM_WIDTH * SHOWN_PER_TASK, sum(heights), height_ratios=heights)
+    for row, (task, items) in zip(axes, shown.items(), strict=True):
         for axis in row:
             axis.axis("off")
-        for axis, prediction in zip(row, shown, strict=False):
-            axis.imshow(_strip(config, prediction))
+        for axis, (prediction, strip) in zip(row, items, strict=False):
+            axis.imshow(strip)
             axis.set_title(_words(prediction.question), fontsize=8, wrap=True)
             colour = "tab:green" if prediction.is_right else "tab:red"
             told = f"truth: {prediction.answer}\nmodel: {prediction.predicted}"
             axis.text(0.5, -0.05, told, transform=axis.transAxes, ha="center", va="top", fontsize=9, color=colour)
-        row[0].text(
-            -0.02, 0.5, f"{task}\n{result.accuracy:.0%} of {len(result.predictions)}", transform=row[0].transAxes,
-            ha="right", va="center", fontsize=9,
-        )  # fmt: skip
+        told = f"{task}\n{results[task].accuracy:.0%} of {len(results[task].predictions)}"
+        row[0].text(-0.02, 0.5, told, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+def _drawn(seed: int, predictions: list[Prediction]) -> list[Prediction]:
+    return random.Random(seed).sample(predictions, min(SHOWN_PER_TASK, len(predictions)))
 
 
 def _strip(config: Config, prediction: Prediction) -> np.ndarray:
@@ -108,13 +117,15 @@ def _strip(config: Config, prediction: Prediction) -> np.ndarray:
     return np.concatenate([piece for picture in pictures for piece in (picture, gap)][:-1], axis=1)
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+def _figure(
+    rows: int, columns: int, width: float, height: float, height_ratios: list[float] | None = None
+) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
 
 
 def loading_lines(folder: Path, results: dict[str, dict[str, TaskResult]]) -> str:
