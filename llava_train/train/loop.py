@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from llava_train.config.errors import DataError, RunError
-from llava_train.config.fingerprint import dump
+from llava_train.config.fingerprint import differences, dump
 from llava_train.config.schema import Config
 from llava_train.data.build import StageData
 from llava_train.family.onevision.geometry import Geometry
@@ -26,7 +26,7 @@ from llava_train.train.engine import Engine
 from llava_train.train.export import export
 from llava_train.train.metrics import Metrics, console
 from llava_train.train.schedule import learning_rate_factor
-from llava_train.train.stages import Stage, finish, resume_meta
+from llava_train.train.stages import Stage, finish, refuse, resume_meta
 from llava_train.train.state import TrainState, as_record
 from llava_train.train.step import StepCounts, StepResult, count, train_step
 
@@ -54,7 +54,7 @@ class Trainer:
         self.engine = Engine(module, groups, settings, ranks)
         self.num_steps = total_steps(data.steps_per_epoch, settings.epochs, settings.max_steps)
         self.state = TrainState()
-        self._meta = resume_meta(config, stage, ranks.world_size)
+        self._meta = {**resume_meta(config, stage, ranks.world_size), "data": data.num_samples_by_source}
         self._unseen_parts = {row.part for row in self.parts if row.num_trainable}
         self._console = console(ranks.is_first)
 
@@ -77,6 +77,8 @@ class Trainer:
     def _resume(self) -> None:
         newest = self.ranks.first(checkpoint.latest(self.stage.folder))
         if newest is not None:
+            changed = differences(checkpoint.read_meta(newest)["data"], self._meta["data"])
+            refuse(self.stage, [f"samples of {line}" for line in changed])
             self.state = checkpoint.load(newest, self.engine, self.ranks)
         elif self.ranks.is_first:
             self.stage.folder.mkdir(parents=True, exist_ok=True)

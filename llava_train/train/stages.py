@@ -67,7 +67,7 @@ def pending_stages(config: Config, ranks: Ranks) -> list[Stage]:
 
 
 def resume_meta(config: Config, stage: Stage, world_size: int) -> dict[str, Any]:
-    """What a checkpoint keeps to be compared on a resume, and the versions that wrote it."""
+    """What a checkpoint keeps to be compared before a resume, and the versions that wrote it."""
     packages = ("llava_train", "torch", "transformers", "deepspeed")
     return {
         "fingerprint": fingerprint(config, stage.name),
@@ -87,6 +87,11 @@ def _refuse_other_settings(stage: Stage, meta: dict[str, Any]) -> None:
     lines = differences(saved["fingerprint"], meta["fingerprint"])
     if not stage.is_finished and saved["world_size"] != meta["world_size"]:
         lines.append(f"number of ranks: {saved['world_size']} in the checkpoint, {meta['world_size']} now")
+    refuse(stage, lines)
+
+
+def refuse(stage: Stage, lines: list[str]) -> None:
+    """Raises RunError with `lines`, the differences between a stage's checkpoint and this run, if there are any."""
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
         raise RunError(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 STEPS = 12
+TINY = Path(__file__).parents[2] / "data/tiny"
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen:
@@ -69,3 +70,20 @@ def test_other_settings_in_the_same_folder_are_refused(unbroken):
     assert "stages.projector.global_batch_size: 4 in the checkpoint, 5 now" in out
     assert "run.dir=DIR" in out
     assert "Traceback" not in out
+
+
+def test_other_data_under_the_same_name_is_refused(tmp_path):
+    tiny = json.loads((TINY / "tiny.json").read_text())
+    (tmp_path / "own.json").write_text(json.dumps(tiny))
+    own = [f"data.file={tmp_path / 'own.json'}", f"data.root={TINY}", "~stages.projector"]
+    process = start(tmp_path / "run", *own)
+    while not (tmp_path / "run/onevision/latest").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (tmp_path / "own.json").write_text(json.dumps(tiny[:-2]))
+    process = start(tmp_path / "run", *own)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, out
+    assert f"samples of own: {len(tiny)} in the checkpoint, {len(tiny) - 2} now" in out
