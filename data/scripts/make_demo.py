@@ -257,7 +257,7 @@ def training_pace(rng: random.Random) -> tuple[int, ...]:
         return HELD_OUT_PACE
     if kind < 0.8:
         return tuple(rng.randint(4, 12) for _ in range(4))
-    return (rng.choice((4, 4, 16, 32)),) * 4
+    return (rng.choice((4, 16, 16, 32)),) * 4
 
 
 def encode_clip(frames: list[np.ndarray], path: Path) -> None:
