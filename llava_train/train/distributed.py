@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import warnings
@@ -90,11 +91,10 @@ def start_ranks() -> Iterator[Ranks]:
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
-        _init_process_group("nccl" if cuda else "gloo", alone)
+        if not dist.is_initialized():
+            _init_process_group("nccl" if cuda else "gloo", alone)
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
         os.environ.clear()
         os.environ.update(environ)
 
@@ -108,6 +108,7 @@ def _quieten_libraries() -> None:
 
 
 def _init_process_group(backend: str, alone: bool) -> None:
+    """Once per process, until its end: DeepSpeed keeps the group that it saw first."""
     import deepspeed
     from deepspeed.utils import logger
 
@@ -119,3 +120,4 @@ def _init_process_group(backend: str, alone: bool) -> None:
     else:
         dist.init_process_group(backend, timeout=TIMEOUT)
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    atexit.register(dist.destroy_process_group)
