@@ -4,6 +4,9 @@ SEED ?= 0
 # Another package index for torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu (default: pip's own).
 TORCH_INDEX ?=
 
+# Threads that wait by spinning starve each other where another program shares the cores: a step took ten times as long.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 INSTALLED := .venv/.installed
