@@ -8,8 +8,8 @@ in for them, trained from nothing on the training part of the demo's data alone:
     parts/vision_tower    a SiglipVisionModel that names the colour, shape or digit of a picture at each of its patches
     parts/language_model  a Qwen2ForCausalLM, with its tokenizer, that answers questions about pictures told in words
 
-Neither has seen the other: tying picture to word is left to the stages. Each folder appears whole or not at all, and is
-left alone if it is there and was made by this very script from the data as it is.
+The two are made side by side, and neither sees the other: tying picture to word is left to the stages. Each folder
+appears whole or not at all, and is left alone if it is there and was made by this very script from the data as it is.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.attention import PACKED, Documents, register
 from llava_train.model.loss import summed_cross_entropy
 
+PARTS = ("vision_tower", "language_model")
 TILE, PATCH = 32, 8
 TOWER: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
 TOWER_STEPS, TOWER_BATCH, TOWER_DIGITS, TOWER_RATE = 2600, 32, 20, 2e-3  # digits: so many of a batch, the rest shapes
@@ -88,7 +91,10 @@ def optimise(name: str, module: nn.Module, steps: int, rate: float, weight_decay
     """AdamW with 5 % warm-up and cosine decay to zero."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     warmup, started = math.ceil(0.05 * steps), time.monotonic()
+    parent = multiprocessing.parent_process()
     for step in range(steps):
+        if parent and not parent.is_alive():
+            raise SystemExit("stage 0 was ended")
         factor = min(1.0, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.param_groups[0]["lr"] = rate * factor
         loss = loss_of_step()
@@ -240,6 +246,20 @@ def train_language_model(data: Path, out: Path, rng: random.Random) -> None:
     tokenizer.save_pretrained(out)
 
 
+def make_part(name: str, data: Path, made_by: str, seed: int) -> None:
+    """One of the two parts, on one thread: its matrices are too small to share."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    folder = data / "parts" / name
+    with whole_or_absent(folder) as scratch:
+        if name == "vision_tower":
+            train_tower(data, scratch)
+        else:
+            train_language_model(data, scratch, random.Random(seed))
+        (scratch / "made_by.json").write_text(made_by)
+    say(f"written to {folder}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the demo's vision tower and language model (stage 0).")
     parser.add_argument("--data", type=Path, help="folder of make_demo.py, default data/cache/demo/seedN")
@@ -247,21 +267,14 @@ def main() -> None:
     args = parser.parse_args()
     data = args.data or default_folder(args.seed)
     made_by = fingerprint(Path(__file__), seed=args.seed, data=(data / "made_by.json").read_text())
-    trainings = {
-        "vision_tower": lambda out: train_tower(data, out),
-        "language_model": lambda out: train_language_model(data, out, random.Random(args.seed)),
-    }
+    missing = [name for name in PARTS if not is_made(data / "parts" / name, made_by)]
+    if not missing:
+        say(f"{data / 'parts'} is there already")
+        return
     say("the weights of SigLIP and Qwen2 are not shipped: two small stand-ins are trained from nothing")
-    for name, train in trainings.items():
-        folder = data / "parts" / name
-        if is_made(folder, made_by):
-            say(f"{folder} is there already")
-            continue
-        torch.manual_seed(args.seed)
-        with whole_or_absent(folder) as scratch:
-            train(scratch)
-            (scratch / "made_by.json").write_text(made_by)
-        say(f"written to {folder}")
+    with ProcessPoolExecutor(len(missing), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for made in [pool.submit(make_part, name, data, made_by, args.seed) for name in missing]:
+            made.result()
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ def parts_script(script: ModuleType) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def parts(parts_script: ModuleType, folder: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["make_demo_parts.py", "--data", str(folder), "--seed", "3"])
-        parts_script.main()
+    threads = torch.get_num_threads()
+    for name in parts_script.PARTS:
+        parts_script.make_part(name, folder, "made by this test", 3)
+    torch.set_num_threads(threads)
     return folder / "parts"
 
 
@@ -65,17 +66,34 @@ def test_told_captions_supervise_the_caption_alone(parts_script: ModuleType, fol
         assert set(shown.split()) == set(parts_script.told_words(supervised.strip()))
 
 
-def test_a_finished_part_is_not_made_again(
-    parts_script: ModuleType, parts: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["vision_tower", "language_model"])
+def test_a_part_is_whole_or_absent_and_remembers_what_made_it(
+    parts_script: ModuleType, parts: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    def forbidden(*_: object) -> None:
-        raise AssertionError
+    assert parts_script.is_made(parts / name, "made by this test")
+    assert not parts_script.is_made(parts / name, "made by another script")
 
-    monkeypatch.setattr(parts_script, "train_tower", forbidden)
-    monkeypatch.setattr(parts_script, "train_language_model", forbidden)
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts_script, "optimise", interrupted)
+    for file in folder.glob("*.json"):
+        (tmp_path / file.name).symlink_to(file)
+    for pictures in ("digits", "shapes"):
+        (tmp_path / pictures).symlink_to(folder / pictures)
+    with pytest.raises(KeyboardInterrupt):
+        parts_script.make_part(name, tmp_path, "made by this test", 3)
+    assert not (tmp_path / "parts" / name).exists()
+
+
+def test_finished_parts_are_not_made_again(
+    parts_script: ModuleType,
+    parts: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(parts_script, "fingerprint", lambda *_, **__: "made by this test")
     monkeypatch.setattr(sys, "argv", ["make_demo_parts.py", "--data", str(folder), "--seed", "3"])
     parts_script.main()
-    (folder / "made_by.json").write_text('{"seed": 4}')
-    with pytest.raises(AssertionError):
-        parts_script.main()
-    (folder / "made_by.json").write_text("{}")
+    assert "there already" in capsys.readouterr().out
