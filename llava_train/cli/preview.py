@@ -76,7 +76,7 @@ def _shown(
         stage = config.stages[name]
         geometry = make_geometry(settings.tile_size, settings.patch_size, stage.image)
         media = make_media_reader(config.data, stage.video, geometry)
-        encoder = make_encoder(tokenizer, stage)
+        encoder = make_encoder(tokenizer, stage, name)
         count = config.preview.count
         yield from preview_stage(name, stage, of_stage, encoder, media, config.run.seed, count, summary)
 

@@ -225,6 +225,12 @@ def plain_template_has_no_rules(key: str, stage: StageConfig) -> Iterator[Fault]
             yield Fault(f"{key}.{name}", problem, f"set {key}.{name}={default} or {key}.template=qwen")
 
 
+def vicuna_template_has_one_label_rule(key: str, stage: StageConfig) -> Iterator[Fault]:
+    if stage.template == "vicuna" and stage.label_rule != "clean":
+        problem = f"template vicuna would ignore {stage.label_rule}: it learns the answers and their </s>"
+        yield Fault(f"{key}.label_rule", problem, f"set {key}.label_rule=clean or {key}.template=qwen")
+
+
 def generate_has_a_start(config: GenerateConfig) -> Iterator[Fault]:
     if not config.model.init:
         yield Fault("model.init", "is empty", "set model.init=DIR_OR_HUB_NAME")
@@ -268,6 +274,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     offload_fits_zero_level,
     grid_fits_mode,
     plain_template_has_no_rules,
+    vicuna_template_has_one_label_rule,
 )
 GENERATE_RULES: tuple[Rule, ...] = (
     generate_has_a_start,

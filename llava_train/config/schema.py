@@ -112,7 +112,7 @@ class StageConfig:
     global_batch_size: int  # samples per optimiser step, over all ranks
     schedule: ScheduleConfig
     optimizer: OptimizerConfig
-    template: Literal["plain", "qwen"]
+    template: Literal["plain", "qwen", "vicuna"]
     label_rule: Literal["clean", "original"]
     tag_policy: Literal["front", "keep"]
     max_length: int  # tokens of one sample, visual ones included

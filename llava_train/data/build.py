@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.config.errors import DataError
+from llava_train.config.errors import ConfigError, DataError, Fault
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_tensors
 from llava_train.data.encode import Encoder, text_tokenizer
@@ -60,10 +60,17 @@ class StageData:
             yield to_tensors(item)
 
 
-def make_encoder(tokenizer: PreTrainedTokenizerBase, stage: StageConfig) -> Encoder:
-    """The encoder of a stage, for a tokenizer that has `<image>` and `<video>`."""
+def make_encoder(tokenizer: PreTrainedTokenizerBase, stage: StageConfig, stage_name: str) -> Encoder:
+    """The encoder of a stage, for a tokenizer that has `<image>` and `<video>`.
+
+    Raises ConfigError where it lacks a special token of the stage's template.
+    """
     ids = tokenizer.get_added_vocab()
     template = make_template(stage.template, stage.label_rule, stage.tag_policy)
+    if missing := [token for token in template.special_tokens if token not in ids]:
+        problem = f"{stage.template} needs {' and '.join(missing)}, which the model's tokenizer lacks"
+        remedy = "choose the template of the model: qwen for Qwen2, vicuna for Vicuna"
+        raise ConfigError([Fault(f"stages.{stage_name}.template", problem, remedy)])
     return Encoder(tokenizer, ids[IMAGE_TAG], ids[VIDEO_TAG], template, stage.max_length)
 
 
@@ -78,9 +85,9 @@ def build_data(
     world_size: int,
     cache_dir: Path,
 ) -> StageData:
-    """Reads or makes the stage's index. Raises ConfigError (sources), DataError (bad samples under on_error=error)."""
+    """Reads or makes the stage's index. Raises ConfigError (sources, template), DataError (samples, on_error=error)."""
     sources = present_sources(data, stage)
-    encoder = make_encoder(tokenizer, stage)
+    encoder = make_encoder(tokenizer, stage, stage_name)
     media = make_media_reader(data, stage.video, geometry)
     vocabulary = hashlib.sha256(text_tokenizer(tokenizer).to_str().encode()).hexdigest()
     template = [stage.template, stage.label_rule, stage.tag_policy, stage.max_length]

@@ -6,9 +6,11 @@ Enters: a `Sample` and the layouts of its media in reading order. Leaves: `Encod
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, groupby
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -96,7 +98,7 @@ class Encoder:
         labels: list[int] = []
         positions: list[range] = []
         remaining = iter(layouts)
-        for piece in pieces:
+        for piece, *others in self._texts(pieces):
             if piece.medium:
                 if (layout := next(remaining, None)) is None:
                     raise sample.error("tag/media mismatch", f"more tags than the {len(layouts)} media")
@@ -104,6 +106,9 @@ class Encoder:
                 new = [self.placeholders[piece.medium]] * layout.num_tokens
                 positions.append(range(len(ids), len(ids) + len(new)))
                 labels += [IGNORE_INDEX] * len(new)
+            elif others:
+                new, learned = self._encode_joined([piece, *others])
+                labels += learned
             else:
                 new = self._constants.get(piece.text) or self._encode(piece.text)
                 labels += new if piece.supervised else self._unsupervised(new)
@@ -119,6 +124,21 @@ class Encoder:
             np.concatenate(positions).astype(np.int32) if positions else np.zeros(0, dtype=np.int32),
             tuple(layouts),
         )
+
+    def _texts(self, pieces: list[Piece]) -> Iterable[list[Piece]]:
+        """The pieces that are tokenised as one text, and each medium by itself."""
+        if not self.template.joined:
+            return ([piece] for piece in pieces)
+        numbered = groupby(enumerate(pieces), key=lambda item: item[0] if item[1].medium else -1)
+        return ([piece for _, piece in run] for _, run in numbered)
+
+    def _encode_joined(self, pieces: list[Piece]) -> tuple[list[int], list[int]]:
+        """Ids and labels of the pieces as one text. A token is supervised where the piece of its first character is."""
+        encoding = self._tokenizer.encode("".join(piece.text for piece in pieces), add_special_tokens=False)
+        ends = list(accumulate(len(piece.text) for piece in pieces))
+        owners = (pieces[bisect_right(ends, start)] for start, _ in encoding.offsets)
+        labels = [i if owner.supervised else IGNORE_INDEX for i, owner in zip(encoding.ids, owners, strict=True)]
+        return encoding.ids, labels
 
     def _unsupervised(self, ids: list[int]) -> list[int]:
         return [i if i in self._always else IGNORE_INDEX for i in ids] if self._always else [IGNORE_INDEX] * len(ids)

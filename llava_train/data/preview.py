@@ -77,7 +77,7 @@ def preview_stage(
             try:
                 sample = to_sample(record, source_name, position, Path(source.media_root))
                 result = _encode(sample, encoder, media)
-                summary.unrendered += stage.template == "qwen" and not _is_rendered(sample, stage)
+                summary.unrendered += stage.template != "plain" and not _is_rendered(sample, stage)
             except DataError as error:
                 result = error
                 summary.refused[error.reason] += 1

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,7 +19,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from llava_train.config.schema import VideoConfig
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.processor import aspect_ratio, processor_files
-from llava_train.family.onevision.template import TagPolicy, chat_template
+from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_template
 from llava_train.model.card import Card, render_card
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -45,7 +46,7 @@ class Preparation:
     """How samples were prepared for a checkpoint: what another program must know to ask it as it was trained."""
 
     geometry: Geometry
-    template: Literal["plain", "qwen"]
+    template: TemplateName
     tag_policy: TagPolicy
     video: VideoConfig
 
@@ -78,8 +79,9 @@ def write_checkpoint(
         geometry = checkpoint_geometry(config) if is_square else geometry
         _write_json(folder / "config.json", _config(config, geometry, dtype))
         _write_json(folder / "generation_config.json", _generation_config(tokenizer))
-        _write_tokenizer(folder, tokenizer)
-        (folder / "chat_template.jinja").write_text(chat_template(preparation.tag_policy), encoding="utf-8")
+        _write_tokenizer(folder, tokenizer, preparation.template)
+        chat = chat_template(preparation.template, preparation.tag_policy)
+        (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
         for name, content in processor_files(geometry).items():
             _write_json(folder / name, content)
         _write_json(folder / PREPARATION_FILE, _notes(preparation))
@@ -216,12 +218,17 @@ def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype
 
 
 def _generation_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    ends = dict.fromkeys([tokenizer.eos_token_id, tokenizer.pad_token_id])  # Qwen2: <|im_end|>, <|endoftext|>
-    return {"eos_token_id": list(ends), "pad_token_id": tokenizer.pad_token_id}
+    """Qwen2 ends at <|im_end|> and its padding, <|endoftext|>; Vicuna, padded with <unk> or nothing, at </s> alone."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ends = [end] if pad in (end, None, tokenizer.unk_token_id) else [end, pad]
+    return {"eos_token_id": ends, "pad_token_id": end if pad is None else pad}
 
 
-def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, template: TemplateName) -> None:
     """Tokenizer files; transformers 5 writes a list and a class name on which 4.57 fails, and omits what it returns."""
+    if template == "vicuna":  # its chat template writes <s>, and a second one would come before it
+        tokenizer = deepcopy(tokenizer)
+        cast(Any, tokenizer).add_bos_token = False
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -231,5 +238,7 @@ def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         content["additional_special_tokens"] = content.pop("extra_special_tokens")
     if content["tokenizer_class"] == "TokenizersBackend":
         content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if hasattr(tokenizer, "legacy"):  # Llama's: left out, these would come back as the defaults of each major
+        content |= {"legacy": tokenizer.legacy, "add_bos_token": cast(Any, tokenizer).add_bos_token}
     content["model_input_names"] = ["input_ids", "attention_mask"]  # that class would add token_type_ids
     _write_json(path, content)

@@ -14,7 +14,7 @@ from llava_train.data.encode import Encoder
 from llava_train.data.media import MediaReader
 from llava_train.data.sample import Sample
 from llava_train.data.video import VideoReader
-from llava_train.family.onevision.template import make_template
+from llava_train.family.onevision.template import chat_name, make_template
 from llava_train.model.build import DTYPES, load_checkpoint
 from llava_train.model.generate import generate
 from llava_train.model.hf import read_preparation
@@ -26,8 +26,8 @@ NO_LIMIT = 2**31  # prompts are refused by no length: the answer is what a user 
 class Answerer:
     """The LlavaOnevision checkpoint `init`, ready to answer greedily.
 
-    A checkpoint of the projector stage (template plain) is asked in ChatML as well: its language model knows no other
-    way to be asked.
+    It is asked in the template of its training; of the projector stage (template plain) in ChatML: its language model
+    knows no other way to be asked.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Answerer:
         self._device = device
         self._forward = PackedForward(hf_model, preparation.geometry).eval()
         config = hf_model.config
-        template = make_template("qwen", "clean", preparation.tag_policy)
+        template = make_template(chat_name(preparation.template), "clean", preparation.tag_policy)
         self._encoder = Encoder(self.tokenizer, config.image_token_index, config.video_token_index, template, NO_LIMIT)
         videos = VideoReader(preparation.video, decode_timeout, max_pixels)
         self._media = MediaReader(preparation.geometry, videos, max_pixels)

@@ -31,7 +31,7 @@ def test_media_first_is_what_the_chat_template_renders(folder, policy, tags, tex
     content = [{"type": tag.strip("<>")} for tag in tags] + [{"type": "text", "text": text}]
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
     rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], chat_template=chat_template(policy), tokenize=False
+        [{"role": "user", "content": content}], chat_template=chat_template("qwen", policy), tokenize=False
     )
     assert f"<|im_start|>user\n{media_first(text, tags)}<|im_end|>\n" in rendered
 

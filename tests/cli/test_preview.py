@@ -99,6 +99,34 @@ def test_text_shows_supervised_words_and_visual_counts(init, capsys):
     assert "<anyres 64x64: 2x2 grid, 5 tiles, 88 tokens>\nWhat is shown?<|im_end|>" in shown
 
 
+def llama_folder(out: Path) -> Path:
+    shutil.copytree(ROOT / "tests" / "golden" / "llama_tiny_tokenizer", out)
+    (out / "config.json").write_text(json.dumps({**CONFIG, "image_token_index": 1024, "video_token_index": 1025}))
+    return out
+
+
+def test_vicuna_is_shown_with_the_tags_added(preview, tmp_path, capsys):
+    folder = llama_folder(tmp_path / "llama")
+    words = (f"model.init={folder}", "stages.onevision.template=vicuna", "preview.count=0")
+    shown = {record["id"]: record for record in preview(*words)}
+    red = shown["image-red_disc"]
+    assert red["input_ids"][0] == 1
+    assert red["input_ids"].count(1024) == 88
+    assert [label for label in red["labels"] if label != -100][-1] == red["input_ids"][-1] == 2
+    summary = capsys.readouterr().out.splitlines()[-1]
+    assert summary == "17 samples: tiny 17; 0 refused; 1 that no chat message renders as trained"
+
+
+def test_template_of_another_model_is_refused(init, tmp_path, capsys):
+    words = ["preview", "+recipe=tiny", "preview.stage=onevision"]
+    assert main([*words, f"model.init={init}", "stages.onevision.template=vicuna"]) == 2
+    error = capsys.readouterr().err
+    assert "stages.onevision.template: vicuna needs <s> and </s>, which the model's tokenizer lacks" in error
+    assert "qwen for Qwen2" in error
+    assert main([*words, f"model.init={llama_folder(tmp_path / 'llama')}"]) == 2
+    assert "qwen needs <|im_start|> and <|im_end|>" in capsys.readouterr().err
+
+
 def test_ids_that_differ_from_the_config_are_refused(init, tmp_path, capsys):
     other = shutil.copytree(init, tmp_path / "other")
     (other / "config.json").write_text(json.dumps({**CONFIG, "image_token_index": 7}))

@@ -86,6 +86,7 @@ CASES = [
     ({"s__image__grid": [[1, 2], [1, 2]]}, f"{STAGE}.image.grid", "once"),
     ({"s__template": "plain", "s__label_rule": "original"}, f"{STAGE}.label_rule", "template=qwen"),
     ({"s__template": "plain", "s__tag_policy": "keep"}, f"{STAGE}.tag_policy", "tag_policy=front"),
+    ({"s__template": "vicuna", "s__label_rule": "original"}, f"{STAGE}.label_rule", "label_rule=clean"),
 ]
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.config.errors import DataError
 from llava_train.data.encode import Encoder
 from llava_train.data.formats import to_sample
 from llava_train.data.sample import Sample
-from llava_train.family.onevision.template import make_template
+from llava_train.family.onevision.template import chat_template, make_template
+from llava_train.family.onevision.tokens import prepare_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGE, VIDEO = 151646, 151647
@@ -161,3 +163,86 @@ def test_prompt_is_the_sample_up_to_its_last_answer(encoder):
     assert prompt[-3:] == [151644, 77091, 198]
     unanswered = sample_of(turns("<image>\nq", "a", "r"), 1)
     assert encoder().encode_prompt(unanswered, layouts).input_ids.tolist() == prompt
+
+
+LLAMA_IMAGE, LLAMA_VIDEO, LLAMA_END = 1024, 1025, 2
+
+
+@pytest.fixture(scope="module")
+def llama():
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "llama_tiny_tokenizer")
+    prepare_tokenizer(tokenizer, LLAMA_IMAGE, LLAMA_VIDEO)
+    return tokenizer
+
+
+@pytest.fixture
+def vicuna(llama):
+    return Encoder(llama, LLAMA_IMAGE, LLAMA_VIDEO, make_template("vicuna", "clean", "front"), 4096)
+
+
+def learned(encoded) -> list[int]:
+    return [label for label in encoded.labels.tolist() if label != IGNORE_INDEX]
+
+
+VICUNA_CASES = [case for case in cases("labels_vicuna_v1.json") if not case["tokenizer_legacy"]]
+
+
+@pytest.mark.parametrize("case", VICUNA_CASES, ids=lambda case: case["name"])
+def test_vicuna_equals_golden_ids_and_labels(vicuna, llama, case):
+    """Where the original voided the labels (`warning`): each answer and its end, split as inside the text."""
+    encoded = encode(vicuna, sample_of(case["conversations"], int(case["has_image"])))
+    assert encoded.input_ids.tolist() == [LLAMA_IMAGE if i == -200 else i for i in case["input_ids"]]
+    if not case["warning"]:
+        assert encoded.labels.tolist() == case["labels"]
+        return
+    answers = [turn["value"] for turn in case["conversations"] if turn["from"] == "gpt"]
+    ends = [f"{answer}</s>" for answer in answers]
+    assert llama.decode(learned(encoded)).replace("</s> ", "</s>") == "".join(ends)
+    at = np.flatnonzero(encoded.labels != IGNORE_INDEX)
+    assert encoded.labels[at].tolist() == encoded.input_ids[at].tolist()
+
+
+def test_vicuna_golden_cases_hold_both_kinds():
+    assert {bool(case["warning"]) for case in VICUNA_CASES} == {True, False}
+
+
+def test_vicuna_prompt_ends_at_the_header(vicuna, llama):
+    sample = sample_of(turns("<image>\nq", "a", "r", "last answer"), 1)
+    whole = encode(vicuna, sample).input_ids.tolist()
+    prompt = vicuna.encode_prompt(sample, [ONE["image"]]).input_ids.tolist()
+    assert prompt == whole[: len(prompt)]
+    assert llama.decode(prompt).endswith("USER: r ASSISTANT:")
+    assert llama.decode(whole[len(prompt) :]) == "last answer</s>"
+
+
+def test_vicuna_supervises_no_character_of_the_user(vicuna):
+    """`</s>` in a question, an answer that holds a header, an image within an answer, bytes of one character."""
+    record = turns("<image>\na</s>b \u2603", "x ASSISTANT: y <image> z \u2603")
+    encoded = encode(vicuna, sample_of(record, 2))
+    at = [i for i, token in enumerate(encoded.input_ids.tolist()) if token == LLAMA_END]
+    assert [int(encoded.labels[i]) for i in at] == [IGNORE_INDEX, LLAMA_END]
+    alone = encode(vicuna, sample_of(turns("q", "<image>\nx ASSISTANT: y  z \u2603"), 1))  # the tag as it is moved
+    assert learned(encoded)[-9:] == learned(alone)[-9:]
+    assert set(encoded.labels[encoded.visual_positions]) == {IGNORE_INDEX}
+
+
+def test_vicuna_without_an_answer_is_refused(vicuna):
+    with pytest.raises(DataError, match="nothing supervised"):
+        encode(vicuna, sample_of(turns("Hello", "")))
+
+
+@pytest.mark.parametrize(
+    ("text", "num_images", "num_videos"),
+    [("Hello there", 0, 0), ("<image>\nq", 1, 0), ("one: <image>\ntwo: <image>\n two", 2, 0), ("<video>", 0, 1)],
+)
+def test_vicuna_rendered_and_tokenised_at_once_gives_the_ids_of_training(vicuna, llama, text, num_images, num_videos):
+    sample = sample_of(turns(text, "a", "r", "b"), num_images, num_videos)
+    messages = [
+        {"role": {"human": "user", "gpt": "assistant"}[turn.role], "content": turn.text} for turn in sample.turns
+    ]
+    asked = llama.apply_chat_template(
+        messages, chat_template=chat_template("vicuna", "front"), return_dict=True, return_assistant_tokens_mask=True
+    )
+    encoded = encode(vicuna, sample)
+    assert asked["input_ids"] == encoded.input_ids.tolist()
+    assert [bool(mask) for mask in asked["assistant_masks"]] == (encoded.labels != IGNORE_INDEX).tolist()

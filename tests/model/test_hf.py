@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from llava_train.batch.packed import VisualLayout
 from llava_train.cli.main import main
 from llava_train.config.schema import GenerateModel, VideoConfig
+from llava_train.data.sample import Sample, Turn
+from llava_train.family.onevision.tokens import add_tags
 from llava_train.model import hf
 from llava_train.model.build import load_checkpoint
 from llava_train.model.hf import Preparation, checkpoint_geometry, export_name, read_preparation, write_checkpoint
+from llava_train.model.tiny import tiny_config, tiny_model
+from llava_train.train.answer import Answerer
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 CARD = {
     "recipe": "my_recipe",
     "stage": "stage_one",
@@ -124,6 +132,53 @@ def test_config_holds_the_geometry_and_both_forms_of_rope(loaded, tmp_path):
     assert ends == {"eos_token_id": ids, "pad_token_id": ids[1]}
 
 
+def export_vicuna(out, **options):
+    """A tiny model with the Llama tokenizer of the golden cases."""
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "llama_tiny_tokenizer", **options)
+    add_tags(tokenizer)
+    model = tiny_model(tiny_config(tokenizer))
+    notes = Preparation(checkpoint_geometry(model.config), "vicuna", "front", VideoConfig(1.0, 4))
+    write_checkpoint(out, model.state_dict().items(), model.config, tokenizer, notes, CARD)
+    return tokenizer
+
+
+def test_vicuna_export_tokenises_its_own_text_as_training_did(tmp_path):
+    tokenizer = export_vicuna(tmp_path / "out")
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id  # ours is left as it was
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    case = json.loads((GOLDEN / "labels_vicuna_v1.json").read_text())["cases"][1]
+    roles = {"human": "user", "gpt": "assistant"}
+    turns = [{"role": roles[t["from"]], "content": t["value"]} for t in case["after_preprocess_multimodal"]]
+    expected = [exported.convert_tokens_to_ids("<image>") if i == -200 else i for i in case["input_ids"]]
+    text = exported.apply_chat_template(turns, tokenize=False)
+    assert exported(text)["input_ids"] == expected
+    assert exported(text, add_special_tokens=False)["input_ids"] == expected
+    assert exported.apply_chat_template(turns, return_dict=True)["input_ids"] == expected
+    ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert ends == {"eos_token_id": [exported.convert_tokens_to_ids("</s>")], "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_vicuna_export_splits_after_an_end_as_its_tokenizer_did(tmp_path, legacy):
+    tokenizer = export_vicuna(tmp_path / "out", legacy=legacy)
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = exported("a</s>USER")["input_ids"]
+    assert ids == tokenizer("a</s>USER", add_special_tokens=False)["input_ids"]
+    assert (ids[-1] == 681) == legacy  # one piece, as in the legacy rows of the golden cases
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (config["legacy"], config["add_bos_token"]) == (legacy, False)  # 4.57 looks here alone
+
+
+def test_vicuna_export_is_asked_in_its_own_template(tmp_path, monkeypatch, capsys):
+    export_vicuna(tmp_path / "out")
+    answerer = Answerer(str(tmp_path / "out"), torch.device("cpu"), 10**6, 1.0)
+    sample = Sample("i", "s", [Turn("human", "<image>\nWhat is shown?")], ["a.png"])
+    prompt = answerer._encoder.encode_prompt(sample, [VisualLayout("square", 8, 8, (1, 1), 1, 1)])
+    asked = answerer.tokenizer.decode(prompt.input_ids)
+    assert asked.endswith("<image> \nWhat is shown? ASSISTANT:")
+    lines_answer_as_generate_does(tmp_path / "out", monkeypatch, capsys)
+
+
 def test_card_tells_recipe_data_and_figures(loaded, tmp_path):
     write(tmp_path / "full", loaded)
     card = (tmp_path / "full" / "README.md").read_text()
@@ -145,10 +200,14 @@ def test_card_tells_recipe_data_and_figures(loaded, tmp_path):
 
 def test_lines_of_the_card_answer_as_generate_does(loaded, tmp_path, monkeypatch, capsys):
     write(tmp_path / "out", loaded)
+    lines_answer_as_generate_does(tmp_path / "out", monkeypatch, capsys)
+
+
+def lines_answer_as_generate_does(out, monkeypatch, capsys):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
-    picture.save(tmp_path / "out" / "a.png")
-    monkeypatch.chdir(tmp_path / "out")
-    lines = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    picture.save(out / "a.png")
+    monkeypatch.chdir(out)
+    lines = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
     exec(lines, {})
     by_card = capsys.readouterr().out.strip()
     assert main(["generate", "model.init=.", "prompt=What is shown?", "images=[a.png]", "max_new_tokens=64"]) == 0

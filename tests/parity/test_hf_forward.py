@@ -34,7 +34,7 @@ def split(batch, tensor):
 @pytest.mark.parametrize("case", KINDS, ids=lambda case: case.name)
 def test_input_ids_equal(pair, case):
     encoded, _ = pair.ours.encode(case)
-    assert encoded.input_ids.tolist() == pair.theirs.input_ids(case, chat_template("front"))
+    assert encoded.input_ids.tolist() == pair.theirs.input_ids(case, chat_template("qwen", "front"))
 
 
 @pytest.mark.parametrize("case", [SINGLE, SEVERAL], ids=lambda case: case.name)

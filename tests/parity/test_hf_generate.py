@@ -20,7 +20,7 @@ def ours(pair, cases):
 
 def theirs(pair, case):
     """Through the exported chat template, the PIL image processor and `generate`."""
-    ids = torch.tensor([pair.theirs.input_ids(case, chat_template("front"), prompt=True)])
+    ids = torch.tensor([pair.theirs.input_ids(case, chat_template("qwen", "front"), prompt=True)])
     out = pair.theirs.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol
 
 IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
 DEFAULT_SYSTEM = "You are a helpful assistant."
+VICUNA_SYSTEM = (  # LLaVA-NeXT, llava/conversation.py, conv_vicuna_v1, commit b42941c
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 CAPTION_NOISE = "QA_GT_caption_based_noisy"  # left in some published records; LLaVA-NeXT, preprocess_multimodal
 
 MediumKind = Literal["image", "video"]
+TemplateName = Literal["plain", "qwen", "vicuna"]
 TagPolicy = Literal["front", "keep"]
 LabelRule = Literal["clean", "original"]
 TurnText = tuple[str, str]  # role, text
@@ -32,7 +38,7 @@ class TemplateError(ValueError):
 
 
 class Piece(NamedTuple):
-    """Text that is tokenised by itself, or the place of one medium (then `text` is empty)."""
+    """Text that is tokenised by itself, unless its template is `joined`; or the place of one medium, without text."""
 
     text: str
     supervised: bool
@@ -40,10 +46,15 @@ class Piece(NamedTuple):
 
 
 class Template(Protocol):
-    """One chat format. `constants` recur in every sample; `always_supervised` are learned wherever they stand."""
+    """One chat format. `constants` recur in every sample; `always_supervised` are learned wherever they stand.
+
+    special_tokens: those that a tokenizer must have. joined: the pieces between two media are tokenised as one text.
+    """
 
     constants: tuple[str, ...]
     always_supervised: tuple[str, ...]
+    special_tokens: tuple[str, ...]
+    joined: bool
 
     def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]: ...
 
@@ -126,6 +137,9 @@ class QwenTemplate:
     `<|im_start|>user\\n` `Hi` `<|im_end|>` `\\n` `<|im_start|>assistant\\n` `Yes`S `<|im_end|>`S `\\n`.
     """
 
+    special_tokens: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
+    joined = False
+
     def __init__(self, label_rule: LabelRule, tag_policy: TagPolicy):
         self._whole_answers = label_rule == "original"
         self._tag_policy: TagPolicy = tag_policy
@@ -148,13 +162,60 @@ class QwenTemplate:
 
     def prompt_pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
         """The conversation without its last answer, open for one."""
-        if turns[-1][0] == "gpt":
-            turns = turns[:-1]
-        return [*self.pieces(turns, tags), Piece(_header("gpt"), False)]
+        return [*self.pieces(_unanswered(turns), tags), Piece(_header("gpt"), False)]
 
 
 def _header(role: str) -> str:
     return f"<|im_start|>{_ROLE_NAMES[role]}\n"
+
+
+def _unanswered(turns: Sequence[TurnText]) -> Sequence[TurnText]:
+    return turns[:-1] if turns[-1][0] == "gpt" else turns
+
+
+class VicunaTemplate:
+    """LLaVA-1.5's `v1`: `<s> SYSTEM USER: q ASSISTANT: a</s>USER: q2 ASSISTANT: a2</s>`, no space after `</s>`.
+
+    Answers and their `</s>` are supervised. An empty turn is its header alone; an empty answer teaches nothing
+    (LLaVA-NeXT, llava/conversation.py, SeparatorStyle.TWO, commit b42941c).
+    SentencePiece puts a space before a text; the original tokenises the texts between media one by one. So a space is
+    written here after `<s>` and after a medium, and the rendered conversation, tokenised at once, gives the same ids.
+    Worked case, an image and `What?`, answered `A cat`, between the media one text each, S = supervised:
+    `<s> SYSTEM ` `USER: ` image ` \\nWhat? ` `ASSISTANT:` ` A cat`S `</s>`S.
+    """
+
+    constants: tuple[str, ...] = ()
+    always_supervised: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ("<s>", "</s>")
+    joined = True
+
+    def __init__(self, tag_policy: TagPolicy):
+        self._tag_policy: TagPolicy = tag_policy
+
+    def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
+        if turns[0][0] != "system":
+            turns = [("system", VICUNA_SYSTEM), *turns]
+        pieces = [Piece(f"<s> {turns[0][1]} ", False)]
+        for role, text in turns[1:]:
+            if tags:
+                text = normalise_tags(text, self._tag_policy)
+            pieces += self._turn(role, text, tags)
+        return pieces
+
+    def prompt_pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
+        """The conversation without its last answer, open for one."""
+        return [*self.pieces(_unanswered(turns), tags), *self._turn("gpt", "", {})]
+
+    def _turn(self, role: str, text: str, tags: dict[str, MediumKind]) -> list[Piece]:
+        learned = role == "gpt"
+        header = Piece("ASSISTANT:" if learned else "USER:", False)
+        if not text:
+            return [header]
+        pieces = [header, Piece(" ", learned), *_split_at_tags(text, learned, tags)]
+        for i, (before, piece) in enumerate(pairwise(pieces), start=1):
+            if before.medium and piece.text and not piece.text.startswith(" "):
+                pieces[i] = Piece(f" {piece.text}", learned)
+        return [*pieces, Piece("</s>" if learned else " ", learned)]
 
 
 class PlainTemplate:
@@ -162,6 +223,8 @@ class PlainTemplate:
 
     constants: tuple[str, ...] = ()
     always_supervised: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ()
+    joined = False
 
     def __init__(self, tag_policy: TagPolicy):
         self._tag_policy: TagPolicy = tag_policy
@@ -180,23 +243,30 @@ class PlainTemplate:
         return media
 
 
-def make_template(name: str, label_rule: LabelRule, tag_policy: TagPolicy) -> Template:
-    """The template of a stage. `name`: plain or qwen."""
-    templates: dict[str, Template] = {"plain": PlainTemplate(tag_policy), "qwen": QwenTemplate(label_rule, tag_policy)}
-    return templates[name]
+def make_template(name: TemplateName, label_rule: LabelRule, tag_policy: TagPolicy) -> Template:
+    """The template of a stage. `label_rule` matters to qwen alone."""
+    if name == "qwen":
+        return QwenTemplate(label_rule, tag_policy)
+    return VicunaTemplate(tag_policy) if name == "vicuna" else PlainTemplate(tag_policy)
 
 
-def chat_template(tag_policy: TagPolicy) -> str:
-    """Jinja source for an exported checkpoint: messages as `QwenTemplate` has turns, answers marked as generated.
+def chat_name(name: TemplateName) -> TemplateName:
+    """The template in which a checkpoint of such a stage is asked: plain knows no questions, so ChatML."""
+    return "qwen" if name == "plain" else name
+
+
+def chat_template(name: TemplateName, tag_policy: TagPolicy) -> str:
+    """Jinja source for an exported checkpoint: messages as its template has turns, answers marked as generated.
 
     `content` is a string, taken as written, or parts {type: image}, {type: video}, {type: text, text}. front: the only
     medium of a message comes first, a newline after it, the joined text stripped. Else media keep their place, each
     followed by a newline unless the text after it begins with one.
     """
-    return _CHAT_TEMPLATE.replace("FRONT", "true" if tag_policy == "front" else "false")
+    messages = _VICUNA_MESSAGES if chat_name(name) == "vicuna" else _QWEN_MESSAGES
+    return (_RENDER + messages).replace("FRONT", "true" if tag_policy == "front" else "false")
 
 
-_CHAT_TEMPLATE = r"""
+_RENDER = r"""
 {%- macro render(content) -%}
   {%- set ns = namespace(num_media=0, tag='', words='', text='', open=false) -%}
   {%- for part in content -%}
@@ -224,6 +294,9 @@ _CHAT_TEMPLATE = r"""
     {{- ns.text + ('\n' if ns.open else '') -}}
   {%- endif -%}
 {%- endmacro -%}
+""".lstrip()
+
+_QWEN_MESSAGES = r"""
 {%- if messages[0]['role'] != 'system' -%}
   {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
 {%- endif -%}
@@ -240,3 +313,23 @@ _CHAT_TEMPLATE = r"""
   {{- '<|im_start|>assistant\n' -}}
 {%- endif -%}
 """.strip()
+
+_VICUNA_MESSAGES = r"""
+{%- if messages[0]['role'] != 'system' -%}
+  {{- "<s> SYSTEM " -}}
+{%- endif -%}
+{%- for message in messages -%}
+  {%- set text = message['content'] if message['content'] is string else render(message['content']) -%}
+  {%- set text = text.replace('<image>\n', '<image> \n').replace('<video>\n', '<video> \n') -%}
+  {%- if message['role'] == 'system' -%}
+    {{- '<s> ' + text + ' ' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- 'ASSISTANT:' -}}{%- generation -%}{{- ' ' + text + '</s>' if text else '' -}}{%- endgeneration -%}
+  {%- else -%}
+    {{- 'USER: ' + text + ' ' if text else 'USER:' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- 'ASSISTANT:' -}}
+{%- endif -%}
+""".strip().replace("SYSTEM", VICUNA_SYSTEM)
