@@ -21,7 +21,6 @@ import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +271,14 @@ def main() -> None:
         say(f"{data / 'parts'} is there already")
         return
     say("the weights of SigLIP and Qwen2 are not shipped: two small stand-ins are trained from nothing")
-    with ProcessPoolExecutor(len(missing), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for made in [pool.submit(make_part, name, data, made_by, args.seed) for name in missing]:
-            made.result()
+    spawn = multiprocessing.get_context("spawn")
+    children = [spawn.Process(target=make_part, args=(name, data, made_by, args.seed)) for name in missing]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    if any(child.exitcode for child in children):
+        raise SystemExit("stage 0: failed, see above")
 
 
 if __name__ == "__main__":
