@@ -128,17 +128,22 @@ def whole_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(writing)
         raise
-    for path in (*writing.rglob("*"), writing):
-        _flush(path)
+    flush_tree(writing)
     shutil.rmtree(replaced, ignore_errors=True)
     if out.exists():
         out.rename(replaced)
     writing.rename(out)
-    _flush(out.parent)
+    flush(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush_tree(folder: Path) -> None:
+    """Forces every file below `folder`, and the folders' own entries, to disk."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

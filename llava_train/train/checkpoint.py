@@ -14,26 +14,13 @@ from typing import Any
 
 import torch
 
+from llava_train.model.hf import flush, flush_tree
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.state import TrainState
 
 TAG = "deepspeed"
 PARTIAL = ".partial"
-
-
-def flush(folder: Path) -> None:
-    """Forces every file below `folder`, and the folder's own entries, to disk."""
-    for path in [*folder.rglob("*"), folder]:
-        flush_entry(path)
-
-
-def flush_entry(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -60,11 +47,11 @@ def save(stage_dir: Path, engine: Engine, state: TrainState, meta: dict[str, Any
         (beside / "state.json").write_text(json.dumps({"state": asdict(state), "meta": meta}, indent=1))
     ranks.barrier()
     if ranks.is_first:
-        flush(beside)
+        flush_tree(beside)
         if folder.exists():  # written before the run was stopped and its `latest` not repointed
             shutil.rmtree(folder)
         beside.rename(folder)
-        flush_entry(stage_dir)
+        flush(stage_dir)
         write_whole(stage_dir / "latest", folder.name)
         for old in sorted(stage_dir.glob("step-????????"))[:-keep]:
             shutil.rmtree(old)
