@@ -21,7 +21,7 @@ def run(argv: list[str]) -> int:
     config = load_generate(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     answerer = Answerer(config.model.init, device, MAX_PIXELS, DECODE_TIMEOUT, config.dtype)
-    print(answerer.answer([prompt_sample(config)], config.max_new_tokens)[0])
+    print(*answerer.answers([prompt_sample(config)], 1, config.max_new_tokens))
     return 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
+from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import GenerateModel, Precision
 from llava_train.data.collate import collate
 from llava_train.data.encode import Encoder
@@ -53,22 +55,29 @@ class Answerer:
         ends = hf_model.generation_config.eos_token_id
         self._ends = [ends] if isinstance(ends, int) else list(ends or [self.tokenizer.eos_token_id])
 
-    def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
-        """One answer per sample, to all its turns but a last answer, if it has one. Raises DataError."""
+    def answers(self, samples: Sequence[Sample], batch_size: int, max_new_tokens: int) -> Iterator[str]:
+        """One answer per sample, to all its turns but a last answer, if it has one; `batch_size` at a time.
+
+        The next batch is decoded while one is answered. Raises DataError.
+        """
+        chunks = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
+        with ThreadPoolExecutor(max_workers=1) as background:
+            waiting = background.submit(self._prepare, chunks[0])
+            for following in [*chunks[1:], None]:
+                batch = waiting.result().to(self._device)
+                if following:
+                    waiting = background.submit(self._prepare, following)
+                for ids in generate(self._forward, batch, max_new_tokens, self._ends, pad):
+                    yield str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _prepare(self, samples: Sequence[Sample]) -> PackedBatch:
         encoded, tiles = [], []
         for sample in samples:
             layouts = self._media.layouts(sample)
             encoded.append(self._encoder.encode_prompt(sample, layouts))
             tiles.append(self._media.tiles(sample, layouts))
-        batch = collate(encoded, tiles, self._forward.geometry).to(self._device)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
-        ids = generate(self._forward, batch, max_new_tokens, self._ends, pad)
-        return [str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in ids]
-
-    def answer_all(self, samples: Sequence[Sample], batch_size: int, max_new_tokens: int) -> Iterator[str]:
-        """Answers in the order of `samples`, `batch_size` at a time."""
-        for start in range(0, len(samples), batch_size):
-            yield from self.answer(samples[start : start + batch_size], max_new_tokens)
+        return collate(encoded, tiles, self._forward.geometry)
 
 
 def with_media_of(sample: Sample, other: Sample) -> Sample:

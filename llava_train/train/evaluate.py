@@ -119,7 +119,7 @@ def _run_task(config: Config, label: str, samples: list[Sample], answerer: Answe
     asked = samples[mine] + swapped[mine]
     evaluation = config.evaluation
     with Progress(console=console(ranks.is_first), transient=True) as progress:
-        answers = answerer.answer_all(asked, evaluation.batch_size, evaluation.max_new_tokens)
+        answers = answerer.answers(asked, evaluation.batch_size, evaluation.max_new_tokens)
         texts = list(progress.track(answers, total=len(asked), description=label))
     half = len(asked) // 2
     dealt = ranks.gather(list(zip(texts[:half], texts[half:], strict=True)))
