@@ -11,7 +11,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all lint lock wheel clean
+.PHONY: demo test test-slow test-all lint lock wheel clean
 
 demo: $(INSTALLED)
 	$(PY) data/scripts/make_demo.py --seed $(SEED)
@@ -21,8 +21,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PY) -m pytest
 
-test-all: $(INSTALLED)
-	$(PY) -m pytest -m "not gpu and not slurm"
+test-slow: $(INSTALLED)
+	$(PY) -m pytest -m "slow and not gpu and not slurm"
+
+test-all: test test-slow
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
