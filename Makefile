@@ -1,7 +1,7 @@
 # The two commands of the README are `make demo` and `make test`; each installs what it needs first.
 PYTHON ?= python3
 SEED ?= 0
-# Another package index for torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu (default: pip's own).
+# URL of another package index for torch; empty: pip's own.
 TORCH_INDEX ?=
 
 # Threads that wait by spinning starve each other where another program shares the cores: a step took ten times as long.
