@@ -55,7 +55,7 @@ class Trainer:
         self.num_steps = total_steps(data.steps_per_epoch, settings.epochs, settings.max_steps)
         self.state = TrainState()
         self._meta = {**resume_meta(config, stage, ranks.world_size), "data": data.num_samples_by_source}
-        self._unseen_parts = {row.part for row in self.parts if row.num_trainable}
+        self._trained: set[str] = {row.part for row in self.parts if row.num_trainable}
         self._console = console(ranks.is_first)
 
     def run(self) -> None:
@@ -93,10 +93,11 @@ class Trainer:
             skipped = [e for of_rank in self.ranks.gather(step_batches.skipped) for e in of_rank]
             factor = learning_rate_factor(self.state.step, self.num_steps, settings.schedule)
             rates = self.engine.set_learning_rates(factor)
-            wanted = self._part_of if self._can_judge(counts) else None
+            expected = self._parts_to_judge(counts)
+            wanted = self._part_of if expected else None
             result = train_step(self.engine, step_batches.batches, counts, self.ranks, wanted)
-            if wanted:
-                self._judge_parts(result, counts, [s for b in step_batches.batches for s in b.sample_ids])
+            if expected:
+                self._judge_parts(result, expected, [s for b in step_batches.batches for s in b.sample_ids])
             seconds, began = time.monotonic() - began, time.monotonic()
             self.state.add(counts, result.loss, skipped, seconds)
             if metrics:
@@ -106,20 +107,24 @@ class Trainer:
                     self.stage.folder, self.engine, self.state, self._meta, settings.checkpoint.keep, self.ranks
                 )
 
-    def _can_judge(self, counts: StepCounts) -> bool:
-        """Whether a part that has shown no gradient yet must show one in this step."""
-        return bool(self._unseen_parts) and (counts.num_visuals > 0 or "language_model" in self._unseen_parts)
+    def _parts_to_judge(self, counts: StepCounts) -> set[str]:
+        """Parts that have shown no gradient yet and must show one in this step.
 
-    def _judge_parts(self, result: StepResult, counts: StepCounts, samples: list[str]) -> None:
-        visual_parts = {"vision_tower", "projector"}
-        expected = self._unseen_parts if counts.num_visuals else self._unseen_parts - visual_parts
+        A step without images or videos excuses tower and projector, unless nothing but these train.
+        """
+        excused = (
+            set() if counts.num_visuals or "language_model" not in self._trained else {"vision_tower", "projector"}
+        )
+        return self._trained - excused - set(self.state.moved_parts)
+
+    def _judge_parts(self, result: StepResult, expected: set[str], samples: list[str]) -> None:
         told = ", ".join(f"{part} {result.part_norms[part]:.3g}" for part in sorted(expected))
         self._console.print(f"gradient norm after step {self.state.step + 1}: {told}", highlight=False)
         dead = sorted(part for part in expected if not result.part_norms[part] > 0)
         if dead:
             names = ", ".join(name for of_rank in self.ranks.gather(samples) for name in of_rank)
             raise RunError(f"{', '.join(dead)} should train but got no gradient from: {names}")
-        self._unseen_parts -= expected
+        self.state.moved_parts += sorted(expected)
 
     def _metrics(self) -> AbstractContextManager[Metrics | None]:
         if not self.ranks.is_first:
@@ -151,6 +156,9 @@ class Trainer:
             f"{summary['num_tokens']:,} tokens in {summary['seconds']:.0f} s ({rate:,.0f} tokens/s)",
             highlight=False,
         )
+        if still := sorted(self._trained - set(self.state.moved_parts)):
+            told = f"  {', '.join(still)} learned nothing: no sample had an image or a video"
+            self._console.print(told, highlight=False)
         left_out = summary["refused"] + summary["skipped"]
         for entry in left_out[:LISTED_SAMPLES]:
             detail = f" ({entry['detail']})" if entry["detail"] else ""

@@ -17,6 +17,7 @@ class TrainState:
     num_supervised: int = 0
     loss: float = math.nan  # of the last step
     seconds: float = 0.0  # spent training, over all segments of the run
+    moved_parts: list[str] = field(default_factory=list)  # parts that have shown a gradient
     skipped: list[dict[str, str]] = field(default_factory=list)  # samples lost in decoding, under policy skip
 
     def add(self, counts: StepCounts, loss: float, skipped: list[DataError], seconds: float) -> None:

@@ -55,3 +55,19 @@ def test_skip_policy_leaves_slots_empty_counts_and_lists(bad, capsys, tmp_path):
     summary = json.loads((tmp_path / "run/onevision/finished.json").read_text())["summary"]
     assert [entry["record"] for entry in summary["skipped"]] == ["8 (id r8)"]
     assert len(summary["refused"]) == 2
+
+
+def text_only(root: Path) -> list[str]:
+    talk = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
+    (root / "text.json").write_text(json.dumps([{"id": i, "conversations": talk} for i in range(8)]))
+    return [f"data.file={root / 'text.json'}", f"data.root={root}", f"run.dir={root / 'run'}", "data.num_workers=0"]
+
+
+def test_a_part_without_gradient_stops_the_run_and_names_the_samples(tmp_path, capsys):
+    assert main(["+recipe=tiny", *text_only(tmp_path), "~stages.onevision"]) == 2
+    assert "projector should train but got no gradient from: text/" in capsys.readouterr().err
+
+
+def test_parts_that_no_sample_reaches_are_named_at_the_end(tmp_path, capsys):
+    assert main(["+recipe=tiny", *text_only(tmp_path), "~stages.projector", "stages.onevision.zero.level=0"]) == 0
+    assert "projector, vision_tower learned nothing: no sample had an image or a video" in capsys.readouterr().out
