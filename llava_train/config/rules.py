@@ -51,6 +51,8 @@ STAGE_BOUNDS = (
     ("pack.max_tiles", ">=", 1),
     ("checkpoint.every", ">=", 0),
     ("checkpoint.keep", ">=", 1),
+    ("checkpoint.keep_every", ">=", 0),
+    ("checkpoint.export_every", ">=", 0),
 )
 
 

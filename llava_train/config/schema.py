@@ -100,7 +100,11 @@ class ZeroConfig:
 @dataclass
 class CheckpointConfig:
     every: int  # optimiser steps between checkpoints; 0 = only at the end of the stage
-    keep: int  # how many step checkpoints stay
+    keep: int  # the last N stay
+    keep_every: int  # those of steps divisible by this stay as well; 0 = none
+    best: Literal["none", "loss"]  # the one with the lowest mean loss since the one before stays as well
+    background: bool  # write while training goes on, from a copy in host memory (12 bytes a trained parameter)
+    export_every: int  # optimiser steps between `hf-STEP` folders beside the `hf` of the end; 0 = none
 
 
 @dataclass

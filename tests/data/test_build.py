@@ -51,7 +51,7 @@ STAGE = StageConfig(
     precision="fp32",
     zero=ZeroConfig(0, False, False),
     gradient_checkpointing=False,
-    checkpoint=CheckpointConfig(0, 1),
+    checkpoint=CheckpointConfig(0, 1, 0, "none", False, 0),
 )
 DATA = DataConfig("tiny.json", str(TINY), "error", False, 0, 60.0, 10**6)
 

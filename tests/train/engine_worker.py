@@ -56,7 +56,7 @@ def make_stage(level: int, offload: bool, precision: str) -> StageConfig:
         "", LearningRates(1.0, 1.0, 1.0), 1, 0, 4, ScheduleConfig("constant", 0.0),
         OptimizerConfig(0.1, 0.9, 0.98, 1e-8, 1.0), "qwen", "clean", "front", 10, ImageConfig("square", [], 1),
         VideoConfig(1.0, 1), PackConfig(1, 1), precision, ZeroConfig(level, offload, offload and level == 3), False,
-        CheckpointConfig(0, 1),
+        CheckpointConfig(0, 1, 0, "none", False, 0),
     )  # fmt: skip
 
 
