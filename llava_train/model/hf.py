@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import save_file
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_train.config.schema import VideoConfig
@@ -21,8 +22,10 @@ from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.processor import aspect_ratio, processor_files
 from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_template
 from llava_train.model.card import Card, render_card
+from llava_train.model.tensorfile import Spec, bytes_of, write_tensors
 
 MAX_SHARD_BYTES = 5_000_000_000
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PREPARATION_FILE = "llava_train.json"
 RELEASED: dict[str, Any] = {  # the released LLaVA-OneVision checkpoints: finetune_ov.sh of LLaVA-NeXT, commit b42941c
     "mode": "anyres",
@@ -69,23 +72,41 @@ def write_checkpoint(
 ) -> None:
     """Writes the folder `out`, replacing one that is there.
 
-    named_tensors: all parameters of the model in its own names, on CPU, one after another; about one shard is held in
-    memory. Raises ValueError, and leaves `out` as it was, where they are not exactly those of `config`.
+    named_tensors: all parameters of the model in its own names, on CPU; one is held in memory at a time where they come
+    in the model's order. Raises ValueError, and leaves `out` as it was, where they are not exactly those of `config`.
     """
+    dtype, tensors = _peek(iter(named_tensors))
+    specs = expected_specs(config, dtype)
     with whole_folder(out) as folder:
-        dtype = _write_weights(folder, named_tensors, config)
-        geometry = preparation.geometry
-        is_square = geometry.mode == "square"  # transformers has no such mode: its files keep the grid of the config
-        geometry = checkpoint_geometry(config) if is_square else geometry
-        _write_json(folder / "config.json", _config(config, geometry, dtype))
-        _write_json(folder / "generation_config.json", _generation_config(tokenizer))
-        _write_tokenizer(folder, tokenizer, preparation.template)
-        chat = chat_template(preparation.template, preparation.tag_policy)
-        (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
-        for name, content in processor_files(geometry).items():
-            _write_json(folder / name, content)
-        _write_json(folder / PREPARATION_FILE, _notes(preparation))
-        (folder / "README.md").write_text(render_card(card, is_square), encoding="utf-8")
+        write_weights(folder, specs, _in_order(specs, tensors, config.tie_word_embeddings))
+        write_support(folder, config, tokenizer, preparation, dtype)
+        write_card(folder, card, preparation)
+
+
+def write_support(
+    folder: Path,
+    config: LlavaOnevisionConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    preparation: Preparation,
+    dtype: torch.dtype,
+) -> None:
+    """All files of a checkpoint of that dtype but its weights and its card."""
+    geometry = preparation.geometry
+    if geometry.mode == "square":  # transformers has no such mode: its files keep the grid of the config
+        geometry = checkpoint_geometry(config)
+    _write_json(folder / "config.json", _config(config, geometry, dtype))
+    _write_json(folder / "generation_config.json", _generation_config(tokenizer))
+    _write_tokenizer(folder, tokenizer, preparation.template)
+    chat = chat_template(preparation.template, preparation.tag_policy)
+    (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
+    for name, content in processor_files(geometry).items():
+        _write_json(folder / name, content)
+    _write_json(folder / PREPARATION_FILE, _notes(preparation))
+
+
+def write_card(folder: Path, card: Card, preparation: Preparation) -> None:
+    text = render_card(card, is_intermediate=preparation.geometry.mode == "square")
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def read_preparation(folder: str, config: LlavaOnevisionConfig) -> Preparation:
@@ -155,66 +176,91 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _expected_shapes(config: LlavaOnevisionConfig) -> dict[str, torch.Size]:
+def expected_specs(config: LlavaOnevisionConfig, dtype: torch.dtype) -> dict[str, Spec]:
+    """Every parameter of the model, in its own names and order; tied ones appear once."""
     with torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(config)
-    return {name: p.shape for name, p in model.named_parameters()}  # tied weights appear once
+    return {name: Spec(dtype, tuple(parameter.shape)) for name, parameter in model.named_parameters()}
 
 
-def _write_weights(
-    folder: Path, named_tensors: Iterable[tuple[str, torch.Tensor]], config: LlavaOnevisionConfig
-) -> torch.dtype:
-    """Shards of at most 5 GB and their index. Returns the dtype, one for all tensors."""
-    expected = _expected_shapes(config)
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    written: list[list[str]] = []
-    shapes: dict[str, torch.Size] = {}
-    dtypes, total, held = set(), 0, 0
+def write_weights(
+    folder: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, torch.Tensor]]
+) -> dict[str, str]:
+    """Shards of at most 5 GB and their index, one tensor in memory at a time.
 
-    def close_shard() -> None:
-        path = folder / f"shard-{len(written)}"
-        save_file(shards[-1], path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors makes it readable by its owner alone
-        written.append(list(shards[-1]))
-        shards[-1] = {}
+    specs: the model's parameters in its own names. tensors: these, in the same order. Returns the sha256 of each
+    one's bytes as they came, under the same names. Raises ValueError where tensors differ from specs.
+    """
+    hashes: dict[str, str] = {}
 
-    for name, tensor in named_tensors:
-        if config.tie_word_embeddings and name == "lm_head.weight":
-            continue
-        size = tensor.numel() * tensor.element_size()
-        if shards[-1] and held + size > MAX_SHARD_BYTES:
-            close_shard()
-            held = 0
-        shards[-1][export_name(name)] = tensor.detach().contiguous()
-        shapes[name] = tensor.shape
-        dtypes.add(tensor.dtype)
-        total, held = total + size, held + size
-    close_shard()
-    wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
-    if wrong or len(dtypes) != 1:
-        raise ValueError(f"not the weights of this config: {', '.join(wrong) or f'dtypes {dtypes}'}")
-    _name_shards(folder, written, total)
-    return dtypes.pop()
+    def hashed(count: int) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in islice(source, count):
+            hashes[name] = hashlib.sha256(bytes_of(tensor)).hexdigest()
+            yield export_name(name), tensor
 
-
-def _name_shards(folder: Path, written: list[list[str]], total: int) -> None:
-    if len(written) == 1:
-        (folder / "shard-0").rename(folder / "model.safetensors")
-        return
+    source = iter(tensors)
+    shards = _plan_shards(specs)
     weight_map: dict[str, str] = {}
-    for i, names in enumerate(written):
-        file = f"model-{i + 1:05d}-of-{len(written):05d}.safetensors"
-        (folder / f"shard-{i}").rename(folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+    for i, names in enumerate(shards, 1):
+        file = WEIGHTS_FILE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        due = {export_name(name): specs[name] for name in names}
+        write_tensors(folder / file, due, hashed(len(names)), {})
+        weight_map |= dict.fromkeys(due, file)
+    if next(source, None) is not None:
+        raise ValueError("more tensors than specs")
+    if len(shards) > 1:
+        total = sum(spec.num_bytes for spec in specs.values())
+        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return hashes
+
+
+def _plan_shards(specs: Mapping[str, Spec]) -> list[list[str]]:
+    """Names of each shard, in order: as many as fit, at least one."""
+    shards, held = list[list[str]](), 0
+    for name, spec in specs.items():
+        if not shards or held + spec.num_bytes > MAX_SHARD_BYTES:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += spec.num_bytes
+    return shards
+
+
+def _peek(tensors: Iterator[tuple[str, torch.Tensor]]) -> tuple[torch.dtype, Iterator[tuple[str, torch.Tensor]]]:
+    """The dtype of the first tensor, and all of them."""
+    first = next(tensors)
+    return first[1].dtype, chain(iter([first]), tensors)
+
+
+def _in_order(
+    specs: Mapping[str, Spec], named_tensors: Iterable[tuple[str, torch.Tensor]], tied: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in the order of `specs`, early ones held back; ValueError where they differ.
+
+    A tied `lm_head.weight` is passed over: it is the token embedding.
+    """
+    source = ((name, t) for name, t in named_tensors if not (tied and name == "lm_head.weight"))
+    left, early = dict(specs), dict[str, torch.Tensor]()
+    for due in specs:
+        while due not in early:
+            name, tensor = next(source, ("", None))
+            if tensor is None:
+                raise ValueError(f"not the weights of this config: without {', '.join(left)}")
+            if left.pop(name, None) != Spec(tensor.dtype, tuple(tensor.shape)):
+                raise ValueError(f"not the weights of this config: {name}, {tensor.dtype} {tuple(tensor.shape)}")
+            early[name] = tensor
+        yield due, early.pop(due)
+    if more := [name for name, _ in source]:
+        raise ValueError(f"not the weights of this config: {', '.join(more)}")
 
 
 def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype) -> dict[str, Any]:
-    """The config with this geometry. `rope_theta` stands beside `rope_parameters`: 4.57 reads only the former."""
+    """The config with this geometry. `rope_parameters` are said twice: 4.57 reads `rope_theta` and `rope_scaling`."""
     content = config.to_dict()
     text = content["text_config"]
     text["rope_theta"] = text["rope_parameters"]["rope_theta"]
+    if text["rope_parameters"]["rope_type"] != "default":
+        text["rope_scaling"] = text["rope_parameters"]
     content["architectures"] = ["LlavaOnevisionForConditionalGeneration"]
     content["dtype"] = text["dtype"] = content["vision_config"]["dtype"] = str(dtype).removeprefix("torch.")
     content["image_grid_pinpoints"] = geometry.pinpoints()

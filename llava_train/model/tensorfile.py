@@ -73,7 +73,7 @@ def write_tensors(
         for name, tensor in tensors:
             if (name, Spec(tensor.dtype, tuple(tensor.shape))) != next(expected, None):
                 raise ValueError(f"{name}, {tensor.dtype} {tuple(tensor.shape)}, is not the tensor due in {path.name}")
-            data = _bytes_of(tensor)
+            data = bytes_of(tensor)
             for start in range(0, len(data), CHUNK):
                 put(data[start : start + CHUNK])
         if (missing := next(expected, None)) is not None:
@@ -94,7 +94,8 @@ def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """What a file holds of the tensor."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
