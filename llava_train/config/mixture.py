@@ -1,7 +1,7 @@
 """What a stage trains on: named sources, read from a mixture YAML, or one file of a person's own.
 
-Our form is `sources: {NAME: {file, media_root, sampling, repeat, repository}}`; the original's `datasets: [{json_path,
-sampling_strategy}]` is read as well. Reads no records: those are `llava_train.data`'s.
+Our form is `sources: {NAME: {file, media_root, sampling, repeat, repository, licence}}`; the original's `datasets:
+[{json_path, sampling_strategy}]` is read as well. Reads no records: those are `llava_train.data`'s.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class SourceConfig:
     sampling: str = "all"
     repeat: int = 1  # times that the sampled records are seen in an epoch
     repository: str = ""  # where it can be downloaded, or `unreleased`
+    licence: str = ""  # as its publisher gives it, an SPDX id or words; "" = not given
 
 
 @dataclass

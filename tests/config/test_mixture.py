@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from llava_train.config.assets import shipped_mixtures
 from llava_train.config.errors import ConfigError
 from llava_train.config.load import load
-from llava_train.config.mixture import SourceConfig, load_mixture, stage_sources
+from llava_train.config.mixture import UNRELEASED, SourceConfig, load_mixture, stage_sources
 from llava_train.config.sampling import parse_sampling
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "sampling.json").read_text())["cases"]
@@ -71,6 +72,24 @@ def test_the_published_mixtures_are_whole(name, count):
     assert len(load_mixture(name)) == count
 
 
+def test_licences_stand_where_the_publisher_gives_one():
+    published = [
+        source for name in ("projector", "mid", "single_image", "onevision") for source in load_mixture(name).values()
+    ]
+    silent = {source.repository.split(":")[0] for source in published if not source.licence}
+    recaptioned = {f"lmms-lab/LLaVA-ReCap-{size}" for size in ("118K", "558K", "CC3M")}
+    assert silent == {UNRELEASED, "Zhiqiang007/MathV360K", *recaptioned}
+    assert not any(source.licence for source in published if source.repository == UNRELEASED)
+    made_here = [
+        source
+        for name in shipped_mixtures()
+        if name.startswith(("demo", "tiny"))
+        for source in load_mixture(name).values()
+    ]
+    assert made_here
+    assert all(source.licence for source in made_here)
+
+
 def mixture(tmp_path: Path, text: str) -> str:
     path = tmp_path / "mix.yaml"
     path.write_text(text, encoding="utf-8")
@@ -78,10 +97,10 @@ def mixture(tmp_path: Path, text: str) -> str:
 
 
 def test_our_form_is_read(tmp_path):
-    first = "{file: x/a.json, media_root: m, sampling: 'first:10%', repeat: 2, repository: org/a}"
+    first = "{file: x/a.json, media_root: m, sampling: 'first:10%', repeat: 2, repository: org/a, licence: MIT}"
     text = f"sources:\n  a: {first}\n  b: {{file: b.jsonl}}\n"
     assert load_mixture(mixture(tmp_path, text)) == {
-        "a": SourceConfig("x/a.json", "m", "first:10%", 2, "org/a"),
+        "a": SourceConfig("x/a.json", "m", "first:10%", 2, "org/a", "MIT"),
         "b": SourceConfig("b.jsonl", "", "all", 1, ""),
     }
 
