@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from llava_train.cli.check import load_checked
+from llava_train.train.signals import StopSignal
 
 
 def run(argv: list[str]) -> int:
-    config, _ = load_checked(argv)
-    from llava_train.train import build, distributed, evaluate, report, stages
+    with StopSignal() as stop:
+        config, _ = load_checked(argv)
+        from llava_train.train import build, distributed, evaluate, report, stages
 
-    with distributed.start_ranks() as ranks:
-        for stage in stages.pending_stages(config, ranks):
-            model = build.build_model(config, stage, ranks)
-            data = build.build_data(config, stage, model, ranks)
-            build.build_trainer(config, stage, model, data, ranks).run()
-        results = evaluate.evaluate_stages(config, ranks)
-        report.report(config, results, ranks)
+        with distributed.start_ranks() as ranks:
+            for stage in stages.pending_stages(config, ranks):
+                model = build.build_model(config, stage, ranks)
+                data = build.build_data(config, stage, model, ranks)
+                build.build_trainer(config, stage, model, data, ranks, stop).run()
+            results = evaluate.evaluate_stages(config, ranks)
+            report.report(config, results, ranks)
     return 0

@@ -14,6 +14,7 @@ from llava_train.model.attention import choose_kernel
 from llava_train.model.build import DTYPES, LoadedModel, load_model
 from llava_train.train.distributed import Ranks
 from llava_train.train.loop import Trainer
+from llava_train.train.signals import StopSignal
 from llava_train.train.stages import Stage
 
 
@@ -41,9 +42,9 @@ def build_data(config: Config, stage: Stage, model: LoadedModel, ranks: Ranks) -
 
 
 def build_trainer(
-    config: Config, stage: Stage, model: LoadedModel, data: data_build.StageData, ranks: Ranks
+    config: Config, stage: Stage, model: LoadedModel, data: data_build.StageData, ranks: Ranks, stop: StopSignal
 ) -> Trainer:
-    return Trainer(config, stage, model, _geometry(model, stage), data, ranks)
+    return Trainer(config, stage, model, _geometry(model, stage), data, ranks, stop)
 
 
 def _geometry(model: LoadedModel, stage: Stage) -> Geometry:

@@ -1,10 +1,13 @@
-"""Step checkpoints: `STAGE/step-00000120/`, whole or absent, and `STAGE/latest`, which names the newest.
+"""Step checkpoints on disk: `STAGE/base/` and `STAGE/step-00000120/`, each whole or absent, and how they are read.
 
-A checkpoint is written beside its place, flushed and renamed; only then is `latest` repointed, and old ones removed.
+`base/` holds what does not change while a stage trains: all of a Hugging Face folder but its weights, and the frozen
+weights. A step folder holds fp32 master weights and AdamW's moments of what trains, a file of each kind per rank that
+wrote it, and `state.json`: where the run was, its settings, and size and hash of every other file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,15 +15,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from llava_train.model.hf import flush, flush_tree
+from llava_train.config.errors import RunError
+from llava_train.config.schema import CheckpointConfig
+from llava_train.model.hf import flush
+from llava_train.model.tensorfile import SlicedFiles, Written, file_sha256
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.state import TrainState
 
-TAG = "deepspeed"
-PARTIAL = ".partial"
+BASE = "base"
+MANIFEST = {"base": "manifest.json", "step": "state.json"}
+LATEST, BEST = "latest", "best"
+PARTIAL, DAMAGED = ".partial", ".damaged"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -33,47 +39,154 @@ def write_whole(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def save(stage_dir: Path, engine: Engine, state: TrainState, meta: dict[str, Any], keep: int, ranks: Ranks) -> Path:
-    """Every rank calls it. `meta` is what a resume is compared against: settings, rank count, versions."""
-    folder = stage_dir / f"step-{state.step:08d}"
+def step_folder(stage_dir: Path, step: int) -> Path:
+    return stage_dir / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def whole_checkpoints(stage_dir: Path) -> list[Path]:
+    """Step folders that were written to their end, newest first."""
+    return sorted((f for f in stage_dir.glob("step-" + "[0-9]" * 8) if f.is_dir()), reverse=True)
+
+
+def manifest_of(folder: Path) -> Path:
+    return folder / MANIFEST["base" if folder.name == BASE else "step"]
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """`state`: where the run was; `meta`: its settings; `files`: what belongs to it; `optimizer_step`: AdamW's."""
+    return json.loads((folder / MANIFEST["step"]).read_text(encoding="utf-8"))
+
+
+def newest_meta(stage_dir: Path) -> dict[str, Any] | None:
+    """Settings of the newest checkpoint whose `state.json` is as it was written; its other files are not looked at."""
+    readable = (folder for folder in whole_checkpoints(stage_dir) if _readable(folder))
+    newest = next(readable, None)
+    return read_state(newest)["meta"] if newest else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("weights-*.safetensors"))
+
+
+def optimizer_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("optimizer-*.safetensors"))
+
+
+def frozen_files(base: Path) -> list[Path]:
+    return sorted(base.glob("frozen-*.safetensors"))
+
+
+def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
+    """What is wrong with a step or base folder: "" or the first file that is not as it was written.
+
+    share: (i, n) looks at every n-th file from the i-th only, so that ranks can divide the reading.
+    """
+    if not _readable(folder):
+        return f"{manifest_of(folder).name} is missing, or not as it was written"
+    content = json.loads(manifest_of(folder).read_text(encoding="utf-8"))
+    files = {name: Written(**written) for name, written in sorted(content["files"].items())}
+    for name, written in list(files.items())[share[0] :: share[1]]:
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != written.bytes:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {written.bytes:,}"
+        if file_sha256(path) != written.sha256:
+            return f"{name} is not as it was written"
+    return ""
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        content = json.loads(manifest_of(folder).read_text(encoding="utf-8"))
+        return bool(content.pop("sha256") == _own_hash(content))
+    except (OSError, ValueError, AttributeError, KeyError):
+        return False
+
+
+def manifest_text(content: dict[str, Any], files: dict[str, Written]) -> str:
+    """JSON with `files` and a hash of its own."""
+    content = content | {"files": {name: asdict(written) for name, written in sorted(files.items())}}
+    return json.dumps(content | {"sha256": _own_hash(content)}, indent=1)
+
+
+def _own_hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def last_whole(stage_dir: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint without damage, and a line about each one that was passed over for it and set aside.
+
+    Every rank calls it; they divide the reading. Raises RunError where checkpoints are there and none is whole.
+    """
+    folders: list[Path] = ranks.first(whole_checkpoints(stage_dir))
+    if not folders:
+        return None, []
+    if found := _damage_of(stage_dir / BASE, ranks):
+        remedy = "put it back, or begin the stage anew: remove the stage's folder"
+        problem = f"{stage_dir / BASE}: {found}; no checkpoint of this stage can be read without it"
+        raise RunError(f"{problem}\n    -> {remedy}")
+    told: list[str] = []
+    for folder in folders:
+        found = _damage_of(folder, ranks)
+        if not found:
+            return folder, told
+        told.append(f"{folder}: {found}; set aside as {folder.name}{DAMAGED}")
+        if ranks.is_first:
+            aside = folder.with_name(folder.name + DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+    lines = "\n".join(f"  {line}" for line in told)
+    raise RunError(
+        f"no checkpoint of {stage_dir} is whole:\n{lines}\n    -> begin the stage anew: remove the stage's folder"
+    )
+
+
+def _damage_of(folder: Path, ranks: Ranks) -> str:
+    return next(filter(None, ranks.gather(damage(folder, (ranks.rank, ranks.world_size)))), "")
+
+
+def load(folder: Path, engine: Engine) -> TrainState:
+    """Puts weights and optimiser back; returns where the run was. Any number of ranks, any ZeRO level."""
+    content = read_state(folder)
+    engine.load(
+        SlicedFiles(weight_files(folder)),
+        SlicedFiles(optimizer_files(folder)),
+        content["optimizer_step"],
+        SlicedFiles(frozen_files(folder.parent / BASE)),
+    )
+    return TrainState(**content["state"])
+
+
+def retire(stage_dir: Path, policy: CheckpointConfig) -> None:
+    """Repoints `latest` and `best`; removes the checkpoints that the policy does not keep."""
+    folders = whole_checkpoints(stage_dir)
+    write_whole(stage_dir / LATEST, folders[0].name)
+    kept = set(folders[: policy.keep])
+    if policy.keep_every:
+        kept |= {folder for folder in folders if step_of(folder) % policy.keep_every == 0}
+    if policy.best != "none":
+        best = min(reversed(folders), key=lambda folder: read_state(folder)["metrics"][policy.best])
+        write_whole(stage_dir / BEST, best.name)
+        kept.add(best)
+    for folder in set(folders) - kept:
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Renamed first, so that a removal that is cut off leaves no folder that looks whole."""
     beside = folder.with_name(folder.name + PARTIAL)
-    if ranks.is_first:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    ranks.barrier()
-    engine.save(beside, TAG)
-    torch.save(torch.get_rng_state(), beside / f"rng-{ranks.rank}.pt")
-    if ranks.is_first:
-        (beside / "state.json").write_text(json.dumps({"state": asdict(state), "meta": meta}, indent=1))
-    ranks.barrier()
-    if ranks.is_first:
-        flush_tree(beside)
-        if folder.exists():  # written before the run was stopped and its `latest` not repointed
-            shutil.rmtree(folder)
-        beside.rename(folder)
-        flush(stage_dir)
-        write_whole(stage_dir / "latest", folder.name)
-        for old in sorted(stage_dir.glob("step-????????"))[:-keep]:
-            shutil.rmtree(old)
-    ranks.barrier()
-    return folder
+    shutil.rmtree(beside, ignore_errors=True)
+    folder.rename(beside)
+    flush(folder.parent)
+    shutil.rmtree(beside)
 
 
-def latest(stage_dir: Path) -> Path | None:
-    """The newest whole checkpoint, if any."""
-    pointer = stage_dir / "latest"
-    if not pointer.exists():
-        return None
-    folder = stage_dir / pointer.read_text(encoding="utf-8").strip()
-    return folder if (folder / "state.json").exists() else None
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "state.json").read_text(encoding="utf-8"))["meta"]
-
-
-def load(folder: Path, engine: Engine, ranks: Ranks) -> TrainState:
-    """Puts weights, optimiser and random state back; returns where the run was."""
-    engine.load(folder, TAG)
-    torch.set_rng_state(torch.load(folder / f"rng-{ranks.rank}.pt", weights_only=True))
-    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8"))["state"])
+def remove_partial(stage_dir: Path) -> None:
+    """What an earlier run was writing or removing when it ended."""
+    for path in stage_dir.glob(f"*{PARTIAL}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -6,17 +6,24 @@ Precision, ZeRO level and offload are decided here and nowhere else. The optimis
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from torch import nn
 
 from llava_train.batch.packed import PackedBatch
+from llava_train.config.errors import RunError
 from llava_train.config.schema import OptimizerConfig, StageConfig
+from llava_train.model.tensorfile import SlicedFiles
 from llava_train.train.distributed import Ranks
+from llava_train.train.partition import Slice, frozen_slices, refresh_weights, trained_slices
+
+MODEL_PREFIX = "hf_model."  # of the training module's parameter names; without it they are transformers' own
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _is_plain(stage: StageConfig) -> bool:
@@ -74,15 +81,15 @@ class Engine:
         self.ranks = ranks
         self.group_names = [group["name"] for group in groups]
         self.base_rates = [float(group["lr"]) for group in groups]
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=build_optimizer(
-                groups, stage.optimizer, fused=ranks.device.type == "cuda" and not stage.zero.offload_optimizer
-            ),
-            config=deepspeed_config(stage, ranks.world_size),
-        )
+        self._fused = ranks.device.type == "cuda" and not stage.zero.offload_optimizer
+        self._torch_optimizer = build_optimizer(groups, stage.optimizer, self._fused)
+        with redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimiser prints its memory a dozen times
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=self._torch_optimizer, config=deepspeed_config(stage, ranks.world_size)
+            )
         self._plain_clip = stage.optimizer.max_grad_norm if _is_plain(stage) else None
-        self._partitioned = stage.zero.level == 3
+        self._level = _deepspeed_level(stage)
+        self._place = (ranks.rank, ranks.world_size)
 
     @property
     def module(self) -> nn.Module:
@@ -127,26 +134,55 @@ class Engine:
             norm = self._engine.get_global_grad_norm()
         return float(norm)
 
-    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, whole tensor on CPU) one by one, on rank 0 with values; every rank must iterate to the end."""
-        from deepspeed import zero
+    def trained_slices(self) -> list[Slice]:
+        return trained_slices(self._named(), self._engine.optimizer, self._level, *self._place)
 
+    def frozen_slices(self) -> list[Slice]:
+        return list(frozen_slices(self._named(), self._level, *self._place))
+
+    def optimizer_state(self, part: Slice) -> dict[str, torch.Tensor]:
+        """AdamW's `step`, `exp_avg` and `exp_avg_sq` of the flat tensor in which `part` lies; empty before a step."""
+        return self._torch_optimizer.state[part.flat]
+
+    def load(self, weights: SlicedFiles, optimizer: SlicedFiles, step: int, frozen: SlicedFiles) -> None:
+        """Takes over the state that any number of ranks wrote at any ZeRO level. Every rank calls it.
+
+        weights, frozen: by parameter name; optimizer: `exp_avg/NAME`, `exp_avg_sq/NAME`; step: of AdamW. Raises
+        RunError where their names or shapes are not this module's.
+        """
+        self._refuse_other_parameters(weights, frozen)
+        if self._level == 3:
+            self._engine.optimizer.checkpoint_event_prologue()  # lets go of gathered parameters
+        with torch.no_grad():
+            for part in self.frozen_slices():
+                part.of(part.flat).copy_(_read(frozen, part.name, part))
+            states: dict[int, dict[str, torch.Tensor]] = {}
+            for part in self.trained_slices():
+                part.of(part.flat).copy_(_read(weights, part.name, part))
+                state = states.setdefault(id(part.flat), {})
+                for kind in MOMENTS:
+                    moment = state.setdefault(kind, torch.zeros_like(part.flat, requires_grad=False))
+                    part.of(moment).copy_(_read(optimizer, f"{kind}/{part.name}", part))
+                device = part.flat.device if self._fused else "cpu"
+                state["step"] = torch.tensor(float(step), device=device)
+                self._torch_optimizer.state[part.flat] = state
+            refresh_weights(self._engine.optimizer, self._level)
+        if self._level == 3:
+            self._engine.optimizer.checkpoint_event_epilogue()
+
+    def _refuse_other_parameters(self, weights: SlicedFiles, frozen: SlicedFiles) -> None:
+        shapes = {n: (tuple(getattr(p, "ds_shape", p.shape)), p.requires_grad) for n, p in self._named()}
+        saved = {n: (shape, files is weights) for files in (weights, frozen) for n, shape in files.shapes.items()}
+        if wrong := sorted(n for n in shapes.keys() | saved.keys() if shapes.get(n) != saved.get(n)):
+            raise RunError(f"the checkpoint is of another model, or of other trained parts: {', '.join(wrong[:20])}")
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.module.named_parameters():
-            with zero.GatheredParameters([parameter], enabled=self._partitioned):
-                if self.ranks.is_first:
-                    yield name, parameter.detach().cpu()
-                else:
-                    yield name, torch.empty(0)
+            yield name.removeprefix(MODEL_PREFIX), parameter
 
-    def save(self, folder: Path, tag: str) -> None:
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
-    def load(self, folder: Path, tag: str) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise FileNotFoundError(
-                f"{folder / tag}: DeepSpeed finds no checkpoint of this ZeRO level and rank count there"
-            )
+def _read(files: SlicedFiles, name: str, part: Slice) -> torch.Tensor:
+    return files.read(name, part.start, part.start + part.numel)
 
 
 def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerConfig, fused: bool) -> torch.optim.AdamW:

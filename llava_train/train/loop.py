@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from llava_train.config.errors import DataError, RunError
@@ -17,16 +20,19 @@ from llava_train.config.fingerprint import differences, dump
 from llava_train.config.schema import Config
 from llava_train.data.build import StageData
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.model.build import LoadedModel
+from llava_train.model.build import DTYPES, LoadedModel
+from llava_train.model.hf import Preparation, write_support
 from llava_train.model.onevision import PackedForward
 from llava_train.model.trainable import PartRow, parameter_groups, part_of, part_table, set_trainable
 from llava_train.train import checkpoint
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
-from llava_train.train.export import export
+from llava_train.train.export import export_checkpoint, report_table
 from llava_train.train.metrics import Metrics, console
+from llava_train.train.saver import Saver
 from llava_train.train.schedule import learning_rate_factor
-from llava_train.train.stages import Stage, finish, refuse, resume_meta
+from llava_train.train.signals import Stopped, StopSignal
+from llava_train.train.stages import EXPORT, Stage, finish, refuse, resume_meta
 from llava_train.train.state import TrainState, as_record
 from llava_train.train.step import StepCounts, StepResult, count, train_step
 
@@ -37,11 +43,19 @@ class Trainer:
     """One stage, from its start or from its last checkpoint to its `hf/` folder."""
 
     def __init__(
-        self, config: Config, stage: Stage, loaded: LoadedModel, geometry: Geometry, data: StageData, ranks: Ranks
+        self,
+        config: Config,
+        stage: Stage,
+        loaded: LoadedModel,
+        geometry: Geometry,
+        data: StageData,
+        ranks: Ranks,
+        stop: StopSignal,
     ):
-        self.config, self.stage, self.data, self.ranks = config, stage, data, ranks
-        self.loaded, self.geometry = loaded, geometry
+        self.config, self.stage, self.data, self.ranks, self.stop = config, stage, data, ranks, stop
+        self.loaded = loaded
         settings = stage.settings
+        self._preparation = Preparation(geometry, settings.template, settings.tag_policy, settings.video)
         model = loaded.model
         set_trainable(model, settings.learning_rate)
         self.parts = part_table(model, settings.learning_rate, loaded.sources)
@@ -52,47 +66,65 @@ class Trainer:
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.engine = Engine(module, groups, settings, ranks)
+        self.saver = Saver(stage.folder, self.engine, settings.checkpoint, ranks)
         self.num_steps = total_steps(data.steps_per_epoch, settings.epochs, settings.max_steps)
         self.state = TrainState()
         self._meta = {**resume_meta(config, stage, ranks.world_size), "data": data.num_samples_by_source}
+        self._saved_step = 0
         self._trained: set[str] = {row.part for row in self.parts if row.num_trainable}
         self._console = console(ranks.is_first)
 
     def run(self) -> None:
-        self._resume()
-        self._say_start()
-        with self._metrics() as metrics:
-            self._steps(metrics)
+        """Raises Stopped, with the last step saved, where a signal asked for it."""
+        with self.stop.deferred():
+            self._resume()
+            self._say_start()
+            with self._metrics() as metrics:
+                self._steps(metrics)
+            self._stop_if_asked()
+        self._export(self.stage.export)
         if self.ranks.is_first:
-            self._console.print(f"writing {self.stage.export}", highlight=False)
-        summary = self._summary()
-        export(
-            self.engine, self.loaded, self.geometry, self.config, self.stage, self.data.num_samples_by_source, summary
-        )
-        if self.ranks.is_first:
+            summary = self._summary()
             finish(self.stage, self._meta, summary)
             self._say_end(summary)
         self.ranks.barrier()
 
     def _resume(self) -> None:
-        newest = self.ranks.first(checkpoint.latest(self.stage.folder))
+        folder = self.stage.folder
+        if self.ranks.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.remove_partial(folder)
+        self.ranks.barrier()
+        newest, passed_over = checkpoint.last_whole(folder, self.ranks)
+        for line in passed_over:
+            self._console.print(f"damaged: {line}", highlight=False)
         if newest is not None:
-            changed = differences(checkpoint.read_meta(newest)["data"], self._meta["data"])
+            changed = differences(checkpoint.read_state(newest)["meta"]["data"], self._meta["data"])
             refuse(self.stage, [f"samples of {line}" for line in changed])
-            self.state = checkpoint.load(newest, self.engine, self.ranks)
-        elif self.ranks.is_first:
-            self.stage.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_whole(self.stage.folder / "config.yaml", dump(self.config))
+            self.state = checkpoint.load(newest, self.engine)
+            self._saved_step = self.state.step
+        self.saver.refuse_little_space()
+        if self.ranks.is_first:
+            checkpoint.write_whole(folder / "config.yaml", dump(self.config))
+        if newest is None:
+            self.saver.write_base(self._write_support)
+
+    def _write_support(self, folder: Path) -> None:
+        dtype = DTYPES[self.stage.settings.precision]
+        write_support(folder, self.loaded.model.config, self.loaded.tokenizer, self._preparation, dtype)
 
     def _steps(self, metrics: Metrics | None) -> None:
         settings = self.stage.settings
         began = time.monotonic()
         for step_batches in self.data.step_batches(self.state.step, self.num_steps - self.state.step):
             assert step_batches.step == self.state.step, "data and trainer disagree on the position"
-            counts = count(step_batches.batches, self.ranks)
+            counts = count(step_batches.batches, self.ranks, self.stop.requested)
+            if counts.wants_stop:
+                self._stop_if_asked(known=True)
             skipped = [e for of_rank in self.ranks.gather(step_batches.skipped) for e in of_rank]
             factor = learning_rate_factor(self.state.step, self.num_steps, settings.schedule)
             rates = self.engine.set_learning_rates(factor)
+            torch.manual_seed(self._seed())
             expected = self._parts_to_judge(counts)
             wanted = self._part_of if expected else None
             result = train_step(self.engine, step_batches.batches, counts, self.ranks, wanted)
@@ -102,10 +134,45 @@ class Trainer:
             self.state.add(counts, result.loss, skipped, seconds)
             if metrics:
                 metrics.log(_line(self.state, result, counts, rates, seconds))
-            if self.state.step == self.num_steps or _is_due(self.state.step, settings.checkpoint.every):
-                checkpoint.save(
-                    self.stage.folder, self.engine, self.state, self._meta, settings.checkpoint.keep, self.ranks
-                )
+            self.saver.poll()
+            self._save_if_due()
+
+    def _seed(self) -> int:
+        """Of this step and rank alone, so that no random state need be saved."""
+        words = (self.config.run.seed, self.stage.name, self.state.step, self.ranks.rank)
+        return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "little")
+
+    def _save_if_due(self) -> None:
+        policy, step = self.stage.settings.checkpoint, self.state.step
+        is_last, exports = step == self.num_steps, _is_due(step, policy.export_every)
+        if is_last or exports or _is_due(step, policy.every):
+            self._save(background=policy.background and not (is_last or exports))
+        if exports and not is_last:
+            self._export(self.stage.folder / f"{EXPORT}-{step:08d}")
+
+    def _save(self, background: bool) -> None:
+        self._saved_step = self.state.step
+        metrics = {"loss": self.state.take_mean_loss()}
+        self.saver.save(self.state, self._meta, metrics, background)
+
+    def _stop_if_asked(self, known: bool = False) -> None:
+        """All ranks together: saves the step and raises Stopped. `known`: they have agreed on it already."""
+        if not (known or self.ranks.sum(self.stop.requested)[0]):
+            return
+        self.saver.finish()
+        if self.state.step > self._saved_step:
+            self._save(background=False)
+        raise Stopped(f"stopped after step {self.state.step}, saved in {self.stage.folder}")
+
+    def _export(self, out: Path) -> None:
+        """From the newest checkpoint, on rank 0, while the others wait."""
+        if self.ranks.is_first:
+            self._console.print(f"writing {out}", highlight=False)
+            report = export_checkpoint(
+                self.stage.folder, checkpoint.step_folder(self.stage.folder, self.state.step), out
+            )
+            self._console.print(report_table(report))
+        self.ranks.barrier()
 
     def _parts_to_judge(self, counts: StepCounts) -> set[str]:
         """Parts that have shown no gradient yet and must show one in this step.

@@ -16,6 +16,8 @@ class TrainState:
     num_tokens: int = 0
     num_supervised: int = 0
     loss: float = math.nan  # of the last step
+    loss_sum: float = 0.0  # over the supervised tokens since the last checkpoint
+    loss_tokens: int = 0  # these tokens
     seconds: float = 0.0  # spent training, over all segments of the run
     moved_parts: list[str] = field(default_factory=list)  # parts that have shown a gradient
     skipped: list[dict[str, str]] = field(default_factory=list)  # samples lost in decoding, under policy skip
@@ -26,8 +28,16 @@ class TrainState:
         self.num_tokens += counts.num_tokens
         self.num_supervised += counts.num_supervised
         self.loss = loss
+        self.loss_sum += loss * counts.num_supervised
+        self.loss_tokens += counts.num_supervised
         self.seconds += seconds
         self.skipped += [as_record(error) for error in skipped]
+
+    def take_mean_loss(self) -> float:
+        """Over the supervised tokens since it was last asked."""
+        mean = self.loss_sum / self.loss_tokens if self.loss_tokens else math.nan
+        self.loss_sum, self.loss_tokens = 0.0, 0
+        return mean
 
 
 def as_record(error: DataError) -> dict[str, str]:

@@ -30,6 +30,7 @@ MICRO_BATCHES = (4, 2, 8, 4, 2)  # of each step, over all ranks
 @dataclass
 class Rows:
     x: torch.Tensor
+    weight: float = 1.0
 
     def to(self, device):
         return self
@@ -43,7 +44,7 @@ class Toy(torch.nn.Module):
 
     def forward(self, rows: Rows) -> torch.Tensor:
         hidden = torch.relu(self.first(rows.x.to(self.first.weight.dtype)))
-        return self.second(hidden).float().square().sum()
+        return self.second(hidden).float().square().sum() * rows.weight
 
 
 def make_steps() -> list[torch.Tensor]:
@@ -79,8 +80,16 @@ def train(level: int, offload: bool, precision: str, ranks) -> dict:
         part_norms = part_norms or engine.gradient_norms(parts)
         norms.append(engine.step())
         losses.append(ranks.sum(sum(map(float, sums)))[0] / (3 * len(step)))
-    weights = {name: tensor.flatten().tolist() for name, tensor in engine.full_parameters()}
+    weights = {name: values.tolist() for name, values in whole_weights(engine).items()}
     return {"losses": losses, "norms": norms, "part_norms": part_norms, "weights": weights}
+
+
+def whole_weights(engine: Engine) -> dict[str, torch.Tensor]:
+    """Flat fp32 master weights, put together from all ranks' slices."""
+    mine = [(part.name, part.start, part.of(part.flat).clone()) for part in engine.trained_slices() if part.written]
+    pieces = sorted(piece for of_rank in engine.ranks.gather(mine) for piece in of_rank)
+    names = dict.fromkeys(name for name, _, _ in pieces)
+    return {name: torch.cat([values for n, _, values in pieces if n == name]) for name in names}
 
 
 if __name__ == "__main__":
