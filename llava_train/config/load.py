@@ -7,10 +7,13 @@ command line names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -21,8 +24,8 @@ from llava_train.config.assets import asset, assets_root, shipped_models, shippe
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.mixture import read_yaml
 from llava_train.config.overrides import CONFIG_DIR, CommandLine, apply, restore, split_words
-from llava_train.config.rules import judge, judge_generate
-from llava_train.config.schema import Config, GenerateConfig
+from llava_train.config.rules import judge, judge_convert, judge_export, judge_generate
+from llava_train.config.schema import Config, ConvertConfig, ExportConfig, GenerateConfig
 from llava_train.config.typed import UNSOUND, build, nearest
 
 _read_once = cache(read_yaml)  # for our own recipes, which do not change while a process runs
@@ -47,14 +50,37 @@ def collect(argv: list[str]) -> tuple[Config, list[Fault]]:
     return config, faults + judge(config, complete=not faults)
 
 
+def load_dumped(path: Path) -> Config:
+    """A run's `config.yaml`, as `fingerprint.dump` wrote it. Raises ConfigError where it is not of this schema."""
+    faults: list[Fault] = []
+    config = build(Config, yaml.safe_load(path.read_text(encoding="utf-8")), "", faults)
+    if faults:
+        raise ConfigError([replace(fault, key=f"{path}: {fault.key}") for fault in faults])
+    return config
+
+
 def load_generate(argv: list[str]) -> GenerateConfig:
     """The question that `argv` asks. Raises ConfigError with all its faults."""
+    return _without_recipe(GenerateConfig, argv, judge_generate, "generate", "model.init=DIR_OR_HUB_NAME")
+
+
+def load_convert(argv: list[str]) -> ConvertConfig:
+    """The conversion that `argv` asks for. Raises ConfigError with all its faults."""
+    return _without_recipe(ConvertConfig, argv, judge_convert, "convert", "original=DIR out=DIR")
+
+
+def load_export(argv: list[str]) -> ExportConfig:
+    """The export that `argv` asks for. Raises ConfigError with all its faults."""
+    return _without_recipe(ExportConfig, argv, judge_export, "export", "run.dir=DIR out=DIR")
+
+
+def _without_recipe(schema: Any, argv: list[str], judge_all: Callable[..., list[Fault]], verb: str, needed: str) -> Any:
     faults: list[Fault] = []
     line = split_words(argv, faults)
     for group in line.choices:
-        faults.append(Fault(group, "generate reads no recipe", "set model.init=DIR_OR_HUB_NAME, and leave this out"))
-    config = _typed(GenerateConfig, OmegaConf.create({}), line, faults)
-    faults += judge_generate(config, complete=not faults)
+        faults.append(Fault(group, f"{verb} reads no recipe", f"set {needed}, and leave this out"))
+    config = _typed(schema, OmegaConf.create({}), line, faults)
+    faults += judge_all(config, complete=not faults)
     if faults:
         raise ConfigError(faults)
     return config

@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_train.config.errors import Fault
 from llava_train.config.mixture import RECORD_SUFFIXES
-from llava_train.config.schema import Config, GenerateConfig, StageConfig
+from llava_train.config.schema import Config, ConvertConfig, ExportConfig, GenerateConfig, StageConfig
 from llava_train.config.typed import nearest, shown
 
 Rule = Callable[[Any], Iterator[Fault]]
@@ -74,6 +74,14 @@ def judge(config: Config, complete: bool) -> list[Fault]:
 
 def judge_generate(config: GenerateConfig, complete: bool) -> list[Fault]:
     return [fault for rule in GENERATE_RULES for fault in _run(rule, config, complete=complete)]
+
+
+def judge_convert(config: ConvertConfig, complete: bool) -> list[Fault]:
+    return [fault for rule in CONVERT_RULES for fault in _run(rule, config, complete=complete)]
+
+
+def judge_export(config: ExportConfig, complete: bool) -> list[Fault]:
+    return [fault for rule in EXPORT_RULES for fault in _run(rule, config, complete=complete)]
 
 
 def _run(rule: Callable[..., Iterator[Fault]], *arguments: Any, complete: bool) -> list[Fault]:
@@ -253,6 +261,39 @@ def generate_names_videos_once(config: GenerateConfig) -> Iterator[Fault]:
         yield Fault("video", "is set, and so is videos", "use videos=[...] alone for several")
 
 
+def convert_reads_folders(config: ConvertConfig) -> Iterator[Fault]:
+    for key in ("original", "base", "vision_tower"):
+        folder = getattr(config, key)
+        if not (Path(folder).is_dir() if folder else key != "original"):
+            yield Fault(key, f"no folder {shown(folder)}", f"set {key}=DIR, a folder on this machine")
+
+
+def convert_writes_a_new_folder(config: ConvertConfig) -> Iterator[Fault]:
+    if not config.out or Path(config.out).exists():
+        problem = f"{config.out} is there already" if config.out else "is empty"
+        yield Fault("out", problem, "set out=DIR, a folder that does not exist yet")
+
+
+def export_reads_a_run(config: ExportConfig) -> Iterator[Fault]:
+    if not (config.run.dir and Path(config.run.dir).is_dir()):
+        yield Fault("run.dir", f"no folder {shown(config.run.dir)}", "name the folder of a run, as runs/NAME")
+    if config.step < 0:
+        yield Fault("step", f"{config.step} is out of range", "allowed: >= 1, or 0 for the latest")
+
+
+def export_replaces_nothing_but_an_export(config: ExportConfig) -> Iterator[Fault]:
+    out = Path(config.out)
+    if not config.out:
+        yield Fault("out", "is empty", "set out=DIR, the folder to write")
+    elif out.exists() and not (out.is_dir() and (is_export(out) or not any(out.iterdir()))):
+        yield Fault("out", f"{out} is there and holds no export", "set out=DIR, a new folder or an export to replace")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is a checkpoint that we wrote: with a card, which a stage's `base/` has not."""
+    return all((folder / name).is_file() for name in ("config.json", "llava_train.json", "README.md"))
+
+
 def plain_name(name: str) -> bool:
     """Whether a name serves as one folder below another."""
     return bool(name.strip()) and not name.startswith(".") and "/" not in name and name.isprintable()
@@ -284,3 +325,5 @@ GENERATE_RULES: tuple[Rule, ...] = (
     generate_makes_tokens,
     generate_names_videos_once,
 )
+CONVERT_RULES: tuple[Rule, ...] = (convert_reads_folders, convert_writes_a_new_folder)
+EXPORT_RULES: tuple[Rule, ...] = (export_reads_a_run, export_replaces_nothing_but_an_export)

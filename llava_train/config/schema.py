@@ -186,3 +186,28 @@ class GenerateConfig:
     system: str = ""  # "" = the checkpoint's default
     max_new_tokens: int = 256
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass
+class ConvertConfig:
+    """`python -m llava_train convert`: a checkpoint of the original trainer, as a Hugging Face folder."""
+
+    original: str  # folder: a whole model, mm_projector.bin, or a LoRA adapter
+    out: str  # new folder
+    base: str = ""  # folder of the model it was trained on, where the original is not whole
+    vision_tower: str = ""  # SigLIP folder, where neither holds the tower
+
+
+@dataclass
+class ExportRun:
+    dir: str  # folder of a run
+
+
+@dataclass
+class ExportConfig:
+    """`python -m llava_train export`: a Hugging Face folder from a step checkpoint of a run."""
+
+    run: ExportRun
+    out: str  # folder to write; one that holds an export is replaced
+    stage: str = ""  # "" = the last that has a checkpoint
+    step: int = 0  # 0 = the latest

@@ -1,0 +1,65 @@
+"""`export`: a Hugging Face folder from any step checkpoint of a run, proved before it takes its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.load import load_dumped, load_export
+from llava_train.config.schema import ExportConfig
+from llava_train.config.typed import nearest
+from llava_train.train import checkpoint
+from llava_train.train.metrics import console
+
+
+def run(argv: list[str]) -> int:
+    """Writes the folder and prints what was proved of it. Raises ConfigError, RunError."""
+    config = load_export(argv)
+    stage_dir = find_stage(config)
+    step = find_step(stage_dir, config.step)
+    for folder in (stage_dir / checkpoint.BASE, step):
+        if found := checkpoint.damage(folder):
+            raise _fault("step", f"{folder} is damaged: {found}", f"take another: {_steps(stage_dir)}")
+    from llava_train.train.export import export_checkpoint, report_table
+
+    report = export_checkpoint(stage_dir, step, Path(config.out))
+    terminal = console(True)
+    terminal.print(report_table(report))
+    terminal.print(f"{step} is exported to {config.out}", highlight=False)
+    return 0
+
+
+def find_stage(config: ExportConfig) -> Path:
+    """The folder of `config.stage`, or of the run's last stage with a checkpoint. Raises ConfigError."""
+    folder = Path(config.run.dir)
+    dumped = next(iter(sorted(folder.glob("*/config.yaml"))), None)
+    if dumped is None:
+        raise _fault("run.dir", f"{folder} is no run: it holds no STAGE/config.yaml", "name the folder of a run")
+    names = list(load_dumped(dumped).stages)
+    with_steps = [name for name in names if checkpoint.whole_checkpoints(folder / name)]
+    if not with_steps:
+        raise _fault("run.dir", f"no stage of {folder} has a checkpoint yet", "train on until one is written")
+    name = config.stage or with_steps[-1]
+    if name not in with_steps:
+        close = nearest(name, with_steps)
+        problem = f"stage {name} has no checkpoint" if name in names else f"no stage {name}"
+        raise _fault("stage", problem, f"did you mean {close}?" if close else f"with one: {', '.join(with_steps)}")
+    return folder / name
+
+
+def find_step(stage_dir: Path, step: int) -> Path:
+    """The folder of that step, of the newest for 0. Raises ConfigError."""
+    folders = checkpoint.whole_checkpoints(stage_dir)
+    found = [folder for folder in folders if step in (0, checkpoint.step_of(folder))]
+    if not found:
+        raise _fault("step", f"{stage_dir} has no checkpoint of step {step}", f"take one of these: {_steps(stage_dir)}")
+    return found[0]
+
+
+def _steps(stage_dir: Path) -> str:
+    steps = sorted(map(checkpoint.step_of, checkpoint.whole_checkpoints(stage_dir)))
+    return ", ".join(f"step={step}" for step in steps)
+
+
+def _fault(key: str, problem: str, remedy: str) -> ConfigError:
+    return ConfigError([Fault(key, problem, remedy)])

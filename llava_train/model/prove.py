@@ -1,0 +1,305 @@
+"""The checks that an exported folder must pass before it takes its place, and what each of them found.
+
+Enters: the written folder, the config as trained, the hash of each tensor as it came and a way to read it again.
+Leaves: a `Check` for each, done or not, with the reason. One that fails raises RunError.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from PIL import Image
+from safetensors import safe_open
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessorPil,
+)
+from transformers.initialization import no_init_weights
+from transformers.utils import logging
+
+from llava_train.config.errors import RunError
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.model.hf import INDEX_FILE, WEIGHTS_FILE, checkpoint_geometry, expected_specs
+from llava_train.model.memory import available_memory, peak_memory
+from llava_train.model.tensorfile import DTYPES, Spec, bytes_of
+
+Read = Callable[[str], torch.Tensor]  # a parameter by its own name, in the dtype of the export
+
+# How transformers 4.57.6 renames what it finds in a file: models/llava_onevision/modeling_llava_onevision.py, the first
+# that matches; and where its modules have other names than those of 5.x.
+OLDER_RULES = (
+    (r"^language_model\.model", "model.language_model"),
+    (r"^vision_tower", "model.vision_tower"),
+    (r"^multi_modal_projector", "model.multi_modal_projector"),
+    (r"^image_newline", "model.image_newline"),
+    (r"^language_model\.lm_head", "lm_head"),
+)
+OLDER_MODULES = ("model.vision_tower.", "model.vision_tower.vision_model.")
+
+QUESTION = "What is shown?"
+COMPARED_TOKENS = 8  # the last of the prompt
+MEMORY_FACTOR, MEMORY_SLACK = 1.3, 1 << 30  # host memory for a forward of the model, over its own bytes
+ALIGNMENT = 64  # bytes; kernels may round otherwise where a weight lies across it
+
+
+@dataclass(frozen=True)
+class Check:
+    """told: what it found, or why it was not done."""
+
+    name: str
+    done: bool
+    told: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class _NotDone(Exception):
+    """A check that this machine cannot do."""
+
+
+class _Refuted(Exception):
+    """A check that failed."""
+
+
+def prove(folder: Path, config: LlavaOnevisionConfig, hashes: Mapping[str, str], read: Read) -> list[Check]:
+    """hashes: the parameters' own names -> sha256 of their bytes. Raises RunError where a check fails."""
+    checks: dict[str, Callable[[], tuple[str, dict[str, float]]]] = {
+        "tensor hashes": lambda: _hashes(folder, hashes),
+        "keys in transformers 4.57": lambda: _older_keys(folder, config),
+        "keys in transformers 5": lambda: _installed_keys(folder),
+        "config": lambda: _config(folder, config),
+        "logits": lambda: _logits(folder, config, read),
+    }
+    found = []
+    for name, run in checks.items():
+        began = time.monotonic()
+        try:
+            (told, figures), done = run(), True
+        except _NotDone as reason:
+            (told, figures), done = (str(reason), {}), False
+        except _Refuted as error:
+            raise RunError(
+                f"the export is refused, and no folder was made; {name}: {error}\n"
+                "    -> export it again from the run's folder; if this comes again, say so to the project"
+            ) from error
+        seconds = {"seconds": round(time.monotonic() - began, 3), "peak_host_bytes": peak_memory()}
+        found.append(Check(name, done, told, figures | seconds))
+    return found
+
+
+def older_name(key: str) -> str:
+    """Where transformers 4.57 puts a tensor of the file."""
+    for pattern, replacement in OLDER_RULES:
+        renamed, count = re.subn(pattern, replacement, key)
+        if count:
+            return renamed
+    return key
+
+
+def older_module(name: str) -> str:
+    """The name in transformers 4.57 of a parameter of 5.x."""
+    return name.replace(*OLDER_MODULES) if name.startswith(OLDER_MODULES[0]) else name
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _stored(folder: Path) -> dict[str, Spec]:
+    """What the files hold, by their headers; as the index says, where there is one."""
+    specs: dict[str, Spec] = {}
+    places: dict[str, str] = {}
+    for shard in _shards(folder):
+        with safe_open(shard, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                part = file.get_slice(key)
+                specs[key] = Spec(DTYPES[part.get_dtype()], tuple(part.get_shape()))
+                places[key] = shard.name
+    index = folder / INDEX_FILE
+    expected = json.loads(index.read_text())["weight_map"] if index.exists() else dict.fromkeys(specs, WEIGHTS_FILE)
+    if wrong := _differences(places, expected):
+        raise _Refuted(f"the index does not fit the files: {wrong}")
+    return specs
+
+
+def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Names that are missing, unexpected or other than expected; "" where there are none."""
+    kinds = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "different": sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name]),
+    }
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+
+
+def _hashes(folder: Path, hashes: Mapping[str, str]) -> tuple[str, dict[str, float]]:
+    """Every tensor as the library reads it, under the name by which a model takes it."""
+    own_names = {older_module(name): name for name in hashes}
+    found: dict[str, str] = {}
+    num_bytes = 0
+    for shard in _shards(folder):
+        with safe_open(shard, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                data = bytes_of(file.get_tensor(key))
+                name = older_name(key)
+                found[own_names.get(name, name)] = hashlib.sha256(data).hexdigest()
+                num_bytes += len(data)
+    if wrong := _differences(found, hashes):
+        raise _Refuted(f"not what was handed over to be written: {wrong}")
+    files = len(_shards(folder))
+    told = f"{len(found):,} tensors, {num_bytes / 1e9:.2f} GB in {files} files: equal to what was handed over"
+    return told, {"tensors": len(found), "bytes": num_bytes, "files": files}
+
+
+def _older_keys(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[str, float]]:
+    dtype = _dtype(folder)
+    found = {older_name(key): spec for key, spec in _stored(folder).items()}
+    expected = {older_module(name): spec for name, spec in expected_specs(config, dtype).items()}
+    if wrong := _differences(found, expected):
+        raise _Refuted(wrong)
+    return f"{len(found):,}, by its renaming rules: none missing, unexpected or of another shape", {}
+
+
+def _installed_keys(folder: Path) -> tuple[str, dict[str, float]]:
+    """By transformers' own loading, onto the meta device, which reads no weights."""
+    load: Any = LlavaOnevisionForConditionalGeneration.from_pretrained
+    with _quiet():
+        model, info = load(
+            folder, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True, **_LOADING
+        )
+    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):
+        raise _Refuted("; ".join(f"{kind}: {', '.join(names)}" for kind, names in wrong.items() if names))
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes != {_dtype(folder)}:
+        raise _Refuted(f"loads as {dtypes}, config.json says {_dtype(folder)}")
+    count = len(list(model.parameters()))
+    return f"{count:,}, by its own loading: none missing, unexpected or of another shape", {}
+
+
+def _config(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[str, float]]:
+    """What both majors read from the files is one thing, and that of the run."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = content["text_config"]
+    trained: Any = config.text_config
+    rope, trained_rope = text["rope_parameters"], dict(trained.rope_parameters)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tags = tokenizer.get_added_vocab()
+    ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    is_default = rope["rope_type"] == "default"
+    pairs: dict[str, tuple[Any, Any]] = {
+        "rope_theta": (text.get("rope_theta"), trained_rope["rope_theta"]),
+        "rope_parameters": (rope, trained_rope),
+        "rope_scaling": (text.get("rope_scaling"), None if is_default else rope),
+        "tie_word_embeddings": (content["tie_word_embeddings"], config.tie_word_embeddings),
+        "tie_word_embeddings of the text": (text["tie_word_embeddings"], config.tie_word_embeddings),
+        "image_token_index": (content["image_token_index"], tags.get(IMAGE_TAG)),
+        "video_token_index": (content["video_token_index"], tags.get(VIDEO_TAG)),
+        "dtype of the tensors": ({spec.dtype for spec in _stored(folder).values()}, {_dtype(folder)}),
+        "vocab_size": (text["vocab_size"], trained.vocab_size),
+        "room for the tokenizer's tokens": (text["vocab_size"] >= len(tokenizer), True),
+        "end token among those of generation_config.json": (tokenizer.eos_token_id in ends, True),
+        "chat template": (bool(tokenizer.chat_template), True),
+    }
+    if wrong := [
+        f"{name} is {found}, not {expected}" for name, (found, expected) in pairs.items() if found != expected
+    ]:
+        raise _Refuted("; ".join(wrong))
+    return f"rope_theta {text['rope_theta']:g}, {text['vocab_size']:,} rows for {len(tokenizer):,} tokens, tags", {}
+
+
+def _dtype(folder: Path) -> torch.dtype:
+    return getattr(torch, json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"])
+
+
+def _logits(folder: Path, config: LlavaOnevisionConfig, read: Read) -> tuple[str, dict[str, float]]:
+    """Of the model made of the run's own tensors, and of the one that transformers loads from the folder."""
+    needed = sum(spec.num_bytes for spec in _stored(folder).values()) * MEMORY_FACTOR + MEMORY_SLACK
+    left = available_memory()
+    if left < needed:
+        raise _NotDone(f"needs {needed / 1e9:.1f} GB of host memory, {left / 1e9:.1f} GB are left")
+    inputs = _prompt(folder)
+    ours = _forward(lambda: _assembled(config, _dtype(folder), read), inputs)
+    theirs = _forward(lambda: _loaded(folder), inputs)
+    if bytes_of(ours) != bytes_of(theirs):
+        raise _Refuted(f"differ by up to {(ours - theirs).abs().max().item():.3g} from those of the run's own tensors")
+    finite = "" if ours.isfinite().all() else ", not all finite"
+    tokens = inputs["input_ids"].shape[1]
+    told = f"equal bit for bit to those of the run's own tensors, {tokens:,} tokens with an image{finite}"
+    return told, {"max_difference": 0.0}
+
+
+_LOADING: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "attn_implementation": "sdpa"}
+
+
+def _loaded(folder: Path) -> LlavaOnevisionForConditionalGeneration:
+    with _quiet():
+        return LlavaOnevisionForConditionalGeneration.from_pretrained(folder, **_LOADING)
+
+
+def _assembled(config: LlavaOnevisionConfig, dtype: torch.dtype, read: Read) -> LlavaOnevisionForConditionalGeneration:
+    """The model of this config with each parameter as `read` gives it; nothing of the folder."""
+    with no_init_weights(), init_empty_weights():
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    names = expected_specs(config, dtype)
+    model.load_state_dict({name: read(name) for name in names}, strict=False, assign=True)
+    model.tie_weights()
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not left, left
+    return model
+
+
+def _forward(make: Callable[[], LlavaOnevisionForConditionalGeneration], inputs: dict[str, Any]) -> torch.Tensor:
+    """fp32 logits; the model is gone from memory afterwards."""
+    model: Any = make().eval()
+    for parameter in model.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
+    pixels = inputs["pixel_values"].to(model.dtype)
+    with torch.inference_mode():
+        kept = {"use_cache": False, "logits_to_keep": COMPARED_TOKENS}
+        logits = model(**(inputs | {"pixel_values": pixels}), **kept).logits.float()
+    del model
+    gc.collect()
+    return logits
+
+
+def _prompt(folder: Path) -> dict[str, Any]:
+    """A small image of coloured stripes and a question, by the folder's own tokenizer and image processor."""
+    config = LlavaOnevisionConfig.from_pretrained(folder)
+    geometry = checkpoint_geometry(config)
+    side = geometry.tile_size
+    stripes = np.add.outer(np.arange(side), np.arange(side))[..., None] * np.array([3, 5, 7])
+    picture = Image.fromarray((stripes % 256).astype(np.uint8))
+    pixels = LlavaOnevisionImageProcessorPil.from_pretrained(folder)(picture, return_tensors="pt")
+    image = [config.image_token_index] * geometry.image(side, side).num_tokens
+    text = AutoTokenizer.from_pretrained(folder)(QUESTION)["input_ids"]
+    return {"input_ids": torch.tensor([[*image, *text]]), **pixels}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and warnings; what they would say is checked here."""
+    shows_progress, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shows_progress:
+            logging.enable_progress_bar()
