@@ -1,0 +1,13 @@
+"""`convert`: a checkpoint of the original trainer as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from llava_train.config.load import load_convert
+from llava_train.model.convert import convert
+
+
+def run(argv: list[str]) -> int:
+    """Writes the folder `out` and prints what it was made of. Raises ConfigError, and then has written nothing."""
+    settings = load_convert(argv)
+    print(*convert(settings), f"written to {settings.out}", sep="\n")
+    return 0

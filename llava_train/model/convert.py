@@ -1,0 +1,275 @@
+"""An original LLaVA-NeXT checkpoint as a Hugging Face folder: every tensor placed once, or nothing written."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    LlavaOnevisionConfig,
+    PreTrainedTokenizerBase,
+)
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.schema import ConvertConfig, VideoConfig
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, TemplateName
+from llava_train.family.onevision.tokens import add_tags
+from llava_train.model.card import Card
+from llava_train.model.hf import RELEASED, Preparation, checkpoint_geometry, expected_specs, write_checkpoint
+from llava_train.model.original import (
+    BESIDE_ADAPTER,
+    PROJECTOR_FILE,
+    Kind,
+    Pixels,
+    kind_of,
+    read_pixels,
+    text_config,
+    tower_config,
+)
+from llava_train.model.sources import (
+    EMBEDDING,
+    NEWLINE,
+    LowRank,
+    Shape,
+    Source,
+    check_head,
+    choose,
+    group_of,
+    open_adapter,
+    open_source,
+)
+from llava_train.model.stored import StoredTensors, open_weights, read_json
+from llava_train.model.trainable import PARTS
+
+NEWLINE_SEED = 0
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checked plan: `sources` holds the origin of each of the model's names, but for a new newline."""
+
+    kind: Kind
+    config: LlavaOnevisionConfig
+    tokenizer: PreTrainedTokenizerBase
+    preparation: Preparation
+    shapes: dict[str, Shape]
+    sources: dict[str, Source]
+    low_rank: dict[str, LowRank]
+    dtype: torch.dtype
+    notes: tuple[str, ...]
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All parameters of the model, each read when it is asked for."""
+        for name, shape in self.shapes.items():
+            if name not in self.sources:
+                yield name, _new_newline(shape).to(self.dtype)
+                continue
+            tensor = self.sources[name].read(name)
+            if name in self.low_rank:
+                tensor = self.low_rank[name].added_to(tensor)
+            yield name, tensor.to(self.dtype)
+
+    def report(self) -> list[str]:
+        """Lines that say what was found, where each part comes from and what it becomes."""
+        lines = [f"kind: {self.kind}"]
+        for group in (*PARTS, "image_newline"):
+            names = [name for name in self.shapes if group_of(name) == group]
+            dtypes = Counter(self.sources[name].dtype(name) for name in names if name in self.sources)
+            origins = {self.sources[name].label for name in names if name in self.sources}
+            told = ", ".join(f"{count} {_short(dtype)}" for dtype, count in dtypes.items())
+            origin = ", ".join(origins) or f"new, seed {NEWLINE_SEED}"
+            lines.append(f"{group}: {len(names)} tensors from {origin}" + (f" ({told})" if told else ""))
+        if self.low_rank:
+            scale = next(iter(self.low_rank.values())).scale
+            lines.append(f"lora: {len(self.low_rank)} weights merged in fp32, scale {scale:g}")
+        total = sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        lines += [f"note: {note}" for note in self.notes]
+        return [*lines, f"{total:,} parameters in {_short(self.dtype)}, {total * self.dtype.itemsize / 1e9:.2f} GB"]
+
+
+def convert(settings: ConvertConfig) -> list[str]:
+    """Writes the folder `settings.out`. Returns the report. Raises ConfigError, and writes nothing, on any doubt."""
+    conversion = plan(settings)
+    card = Card(
+        recipe=Path(settings.original).resolve().name,
+        stage=f"converted ({conversion.kind})",
+        init=", ".join(name for name in (settings.original, settings.base, settings.vision_tower) if name),
+        data={},
+        settings={},
+        figures={},
+    )
+    write_checkpoint(
+        Path(settings.out),
+        conversion.named_tensors(),
+        conversion.config,
+        conversion.tokenizer,
+        conversion.preparation,
+        card,
+    )
+    return conversion.report()
+
+
+def plan(settings: ConvertConfig) -> Conversion:
+    """Everything about a conversion but the weights themselves. Raises ConfigError with all faults found."""
+    kind, base_kind = _kinds(settings)
+    original = Path(settings.original)
+    content = read_json("original", original / "config.json")
+    config, unused = _config(settings, base_kind, content)
+    pixels = read_pixels(content, cast(Any, config.vision_config).image_size)
+    _set_pixels(config, pixels)
+    tokenizer = _tokenizer(settings, config)
+    shapes = {name: spec.shape for name, spec in expected_specs(config, torch.float32).items()}
+    sources = _sources(settings, kind, base_kind, shapes, unused)
+    chosen, faults = choose(shapes, sources)
+    low_rank: dict[str, LowRank] = {}
+    if kind == "lora":
+        low_rank, more = open_adapter(original, chosen)
+        faults += more
+    faults += _absent_parts(settings, shapes, chosen, may_lack_newline=kind == "projector" or pixels.mode == "square")
+    if config.tie_word_embeddings and not faults:
+        faults = check_head(chosen)
+    if faults:
+        raise ConfigError(faults)
+    notes = [*pixels.notes, *_notes(settings, sources, chosen)]
+    dtype = chosen[EMBEDDING].dtype(EMBEDDING)
+    return Conversion(
+        kind, config, tokenizer, _preparation(config, pixels), shapes, chosen, low_rank, dtype, tuple(notes)
+    )
+
+
+def _kinds(settings: ConvertConfig) -> tuple[Kind, Kind | None]:
+    """What `original` and `base` hold. Raises ConfigError where they do not go together."""
+    faults = []
+    kind = kind_of("original", Path(settings.original))
+    base_kind = kind_of("base", Path(settings.base)) if settings.base else None
+    if kind not in ("full", "projector", "lora"):
+        told = "is in Hugging Face form already" if kind == "onevision" else "is a language model alone"
+        faults.append(Fault("original", f"{settings.original} {told}", "name a checkpoint of the original trainer"))
+    elif kind == "full" and settings.base:
+        faults.append(Fault("base", "would be ignored: the original is a whole model", "leave base out"))
+    elif kind != "full" and base_kind is None:
+        remedy = "set base=DIR, the model that it was trained on"
+        faults.append(Fault("base", f"is not set, and {settings.original} holds no language model ({kind})", remedy))
+    elif base_kind in ("projector", "lora"):
+        faults.append(Fault("base", f"{settings.base} is no whole model ({base_kind})", "convert that one first"))
+    if base_kind == "onevision" and settings.vision_tower:
+        faults.append(Fault("vision_tower", "would be ignored: the base holds the tower", "leave vision_tower out"))
+    if faults:
+        raise ConfigError(faults)
+    return kind, base_kind
+
+
+def _config(
+    settings: ConvertConfig, base_kind: Kind | None, content: dict[str, Any]
+) -> tuple[LlavaOnevisionConfig, str]:
+    """The model's config, and a pattern of keys that a tower's folder holds and the model does not use."""
+    if base_kind == "onevision":
+        return LlavaOnevisionConfig.from_pretrained(settings.base), "^$"
+    text = text_config(content)
+    vision, unused = tower_config(Path(settings.vision_tower) if settings.vision_tower else None)
+    tile = vision.image_size
+    config = LlavaOnevisionConfig(
+        text_config=text,
+        vision_config=vision,
+        image_grid_pinpoints=[[rows * tile, columns * tile] for rows in range(1, 7) for columns in range(1, 7)],
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+    return config, unused
+
+
+def _set_pixels(config: LlavaOnevisionConfig, pixels: Pixels) -> None:
+    """In mode square, which transformers does not know, the config keeps the grid that it has."""
+    if pixels.mode == "anyres":
+        tile = cast(Any, config.vision_config).image_size
+        config.image_grid_pinpoints = [[rows * tile, columns * tile] for rows, columns in pixels.grid]
+        config.vision_aspect_ratio = f"anyres_max_{pixels.max_tiles}"
+
+
+def _preparation(config: LlavaOnevisionConfig, pixels: Pixels) -> Preparation:
+    """As the original's scripts prepare samples; its config.json names no template."""
+    template: TemplateName = "plain" if pixels.mode == "square" else RELEASED["template"]
+    video = VideoConfig(**RELEASED["video"])
+    return Preparation(checkpoint_geometry(config, pixels.mode), template, RELEASED["tag_policy"], video)
+
+
+def _tokenizer(settings: ConvertConfig, config: LlavaOnevisionConfig) -> PreTrainedTokenizerBase:
+    """The original's tokenizer, or the base's, with both tags; their ids are written to the config."""
+    folders = [folder for folder in (settings.original, settings.base) if folder]
+    folder = next((f for f in folders if any((Path(f) / name).is_file() for name in _TOKENIZER_FILES)), "")
+    if not folder:
+        problem = f"there are no tokenizer files in {' or '.join(folders)}"
+        raise ConfigError([Fault("original", problem, "copy those of the language model there")])
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=config.text_config)
+    add_tags(tokenizer)
+    ids = tokenizer.get_added_vocab()
+    config.image_token_index, config.video_token_index = ids[IMAGE_TAG], ids[VIDEO_TAG]
+    vocabulary = cast(Any, config.text_config).vocab_size
+    if max(ids[IMAGE_TAG], ids[VIDEO_TAG]) >= vocabulary:
+        problem = f"{vocabulary} embedding rows hold no {IMAGE_TAG} and {VIDEO_TAG} of {folder}"
+        raise ConfigError([Fault("original", problem, "use the tokenizer that belongs to the model")])
+    return tokenizer
+
+
+def _sources(
+    settings: ConvertConfig, kind: Kind, base_kind: Kind | None, shapes: dict[str, Shape], unused: str
+) -> list[Source]:
+    """In the order in which they count. The tower's folder is opened where no other holds any of the tower."""
+    original = Path(settings.original)
+    if kind == "full":
+        stored = open_weights("original", original)
+    else:
+        stored = StoredTensors("original", [original / (PROJECTOR_FILE if kind == "projector" else BESIDE_ADAPTER)])
+    sources = [open_source("original", settings.original, stored, "full", shapes)]
+    if base_kind is not None:
+        stored = open_weights("base", Path(settings.base))
+        sources.append(open_source("base", settings.base, stored, base_kind, shapes))
+    has_tower = any(group_of(name) == "vision_tower" for source in sources for name in source.names)
+    if settings.vision_tower and not has_tower:
+        stored = open_weights("vision_tower", Path(settings.vision_tower))
+        sources.append(open_source("vision_tower", settings.vision_tower, stored, "vision_tower", shapes, unused))
+    return sources
+
+
+def _absent_parts(
+    settings: ConvertConfig, shapes: dict[str, Shape], chosen: dict[str, Source], may_lack_newline: bool
+) -> list[Fault]:
+    """Parts of which no source holds anything. The original saves no newline beside a projector alone."""
+    folders = " and ".join(folder for folder in (settings.original, settings.base, settings.vision_tower) if folder)
+    remedies = {
+        "vision_tower": "set vision_tower=DIR, the folder of the tower that config.json calls mm_vision_tower",
+        "projector": "the original saves it with every training; use a whole checkpoint",
+        "language_model": "set base=DIR to the model that it was trained on",
+        "image_newline": f"{NEWLINE} was trained with and is lost; use a checkpoint that holds it",
+    }
+    absent = {group_of(name) for name in shapes} - {group_of(name) for name in chosen}
+    if may_lack_newline:
+        absent.discard("image_newline")
+    return [Fault("original", f"no {group} in {folders}", remedies[group]) for group in sorted(absent)]
+
+
+def _notes(settings: ConvertConfig, sources: list[Source], chosen: dict[str, Source]) -> list[str]:
+    notes = []
+    if buffers := sum(source.num_buffers for source in sources):
+        notes.append(f"{buffers} rotary_emb.inv_freq left out: the model computes them")
+    if settings.vision_tower and "vision_tower" not in {source.key for source in sources}:
+        notes.append(f"{settings.vision_tower} gave the tower's config alone: the checkpoint holds its weights")
+    if NEWLINE not in chosen:
+        notes.append("image_newline was not saved by this stage of the original: it is drawn anew")
+    return notes
+
+
+def _new_newline(shape: Shape) -> torch.Tensor:
+    """With standard deviation 1/sqrt(hidden): LLaVA-NeXT, llava_arch.py, commit b42941c."""
+    generator = torch.Generator().manual_seed(NEWLINE_SEED)
+    return torch.empty(shape).normal_(std=1 / math.sqrt(shape[0]), generator=generator)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

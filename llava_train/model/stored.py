@@ -1,0 +1,117 @@
+"""The tensors of a checkpoint folder, read one at a time: safetensors, or pickles that hold nothing but tensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.model.tensorfile import DTYPES, Spec
+
+# index, then single file, in the order in which transformers looks for them
+_WEIGHTS = (
+    ("model.safetensors.index.json", "model.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+)
+
+
+class StoredTensors:
+    """Specs of all tensors of some files; `read` opens a file anew each time, so that none stays in memory.
+
+    key: the setting that named the folder, for errors. Raises ConfigError where a file cannot be read, holds anything
+    but tensors, or repeats a key of another.
+    """
+
+    def __init__(self, key: str, paths: Iterable[Path]):
+        self._key = key
+        self.paths = tuple(paths)
+        self.specs: dict[str, Spec] = {}
+        self._file_of: dict[str, Path] = {}
+        for path in self.paths:
+            specs = self._safetensors_specs(path) if path.suffix == ".safetensors" else self._pickled_specs(path)
+            if twice := sorted(specs.keys() & self.specs.keys()):
+                raise _fault(key, f"{path} repeats {shortened(twice)}", "leave each tensor in one file")
+            self.specs |= specs
+            self._file_of |= dict.fromkeys(specs, path)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, on CPU, backed by its file."""
+        path = self._file_of[name]
+        if path.suffix != ".safetensors":
+            return self._unpickled(path)[name]
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def _safetensors_specs(self, path: Path) -> dict[str, Spec]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
+                return {name: Spec(DTYPES[s.get_dtype()], tuple(s.get_shape())) for name, s in slices.items()}
+        except (OSError, SafetensorError, KeyError) as error:
+            raise _fault(self._key, f"{path} cannot be read: {error}", "copy it again, whole") from error
+
+    def _pickled_specs(self, path: Path) -> dict[str, Spec]:
+        return {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._unpickled(path).items()}
+
+    def _unpickled(self, path: Path) -> dict[str, torch.Tensor]:
+        """Mapped to memory, not read. Code in a pickle does not run."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            problem = f"{path} holds more than tensors; it was not unpickled: {_first_line(error)}"
+            raise _fault(self._key, problem, "trust no such file; ask its author for safetensors") from error
+        except (OSError, RuntimeError, EOFError) as error:
+            problem = f"{path} cannot be read: {_first_line(error)}"
+            raise _fault(self._key, problem, "give a whole file as torch.save writes it since 1.6") from error
+        if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+            raise _fault(self._key, f"{path} is no mapping of names to tensors", "give a state dict")
+        return content
+
+
+def open_weights(key: str, folder: Path) -> StoredTensors:
+    """The weights of a model folder, safetensors before pickles. Raises ConfigError."""
+    for index, single in _WEIGHTS:
+        if (folder / index).is_file():
+            names = sorted(set(read_json(key, folder / index).get("weight_map", {}).values()))
+            return StoredTensors(key, [folder / name for name in names])
+        if (folder / single).is_file():
+            return StoredTensors(key, [folder / single])
+    raise _fault(
+        key, f"{folder} holds no weights", f"it needs one of {', '.join(n for pair in _WEIGHTS for n in pair)}"
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for pair in _WEIGHTS for name in pair)
+
+
+def read_json(key: str, path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object. Raises ConfigError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _fault(key, f"{path} cannot be read: {_first_line(error)}", "give a whole checkpoint folder") from error
+    if not isinstance(content, dict):
+        raise _fault(key, f"{path} holds no JSON object", "give a whole checkpoint folder")
+    return content
+
+
+def shortened(names: Iterable[str], limit: int = 30) -> str:
+    """The names, separated by commas; of many the first, and how many more."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _fault(key: str, problem: str, remedy: str) -> ConfigError:
+    return ConfigError([Fault(key, problem, remedy)])
