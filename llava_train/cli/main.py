@@ -15,6 +15,7 @@ VERBS = {
     "check": "find every fault of a run, without a GPU and without loading weights",
     "preview": "show samples as the model sees them: preview.format=text|jsonl preview.count=N",
     "generate": "answer a prompt about images or a video",
+    "convert": "turn a checkpoint of the original trainer into a Hugging Face folder: original=DIR out=DIR",
 }
 _HELP = """\
 usage: python -m llava_train [VERB] +recipe=NAME [KEY=VALUE ...]
