@@ -115,7 +115,7 @@ class Trainer:
 
     def _steps(self, metrics: Metrics | None) -> None:
         settings = self.stage.settings
-        began = time.monotonic()
+        began, stalled = time.monotonic(), 0.0
         for step_batches in self.data.step_batches(self.state.step, self.num_steps - self.state.step):
             assert step_batches.step == self.state.step, "data and trainer disagree on the position"
             counts = count(step_batches.batches, self.ranks, self.stop.requested)
@@ -130,12 +130,15 @@ class Trainer:
             result = train_step(self.engine, step_batches.batches, counts, self.ranks, wanted)
             if expected:
                 self._judge_parts(result, expected, [s for b in step_batches.batches for s in b.sample_ids])
-            seconds, began = time.monotonic() - began, time.monotonic()
+            seconds = time.monotonic() - began
             self.state.add(counts, result.loss, skipped, seconds)
             if metrics:
-                metrics.log(_line(self.state, result, counts, rates, seconds))
+                metrics.log(_line(self.state, result, counts, rates, seconds) | {"stalled_seconds": stalled})
+            done = time.monotonic()
             self.saver.poll()
             self._save_if_due()
+            began = time.monotonic()
+            stalled = began - done  # by checkpoints and exports, told with the next step
 
     def _seed(self) -> int:
         """Of this step and rank alone, so that no random state need be saved."""

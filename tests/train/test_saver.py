@@ -16,7 +16,7 @@ def tasks(part: str, folder, cases: list[str], *suffix: str) -> list[str]:
     return [":".join([part, str(folder / str(i)), case, *suffix]) for i, case in enumerate(cases)]
 
 
-@pytest.mark.parametrize(("num_ranks", "suffix"), [(1, []), (2, ["background"])])
+@pytest.mark.parametrize(("num_ranks", "suffix"), [pytest.param(1, [], marks=pytest.mark.slow), (2, ["background"])])
 def test_as_many_ranks_go_on_bit_for_bit(torchrun, tmp_path, num_ranks, suffix):
     words = [
         *tasks("whole", tmp_path, CASES),
@@ -31,7 +31,10 @@ def test_as_many_ranks_go_on_bit_for_bit(torchrun, tmp_path, num_ranks, suffix):
         assert len(first) == CUT
 
 
-@pytest.mark.parametrize(("before", "after", "shift"), [(2, 1, 0), (2, 4, 0), (1, 2, 1)])
+@pytest.mark.parametrize(
+    ("before", "after", "shift"),
+    [(2, 1, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 4, 0), (1, 2, 0), (4, 2, 1)))],
+)
 def test_another_number_of_ranks_or_level_goes_on_to_rounding(torchrun, tmp_path, before, after, shift):
     fp32 = [case for case in CASES if case.endswith("fp32")]
     other = fp32[shift:] + fp32[:shift]
