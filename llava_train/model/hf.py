@@ -21,7 +21,7 @@ from llava_train.config.schema import VideoConfig
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.processor import aspect_ratio, processor_files
 from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_template
-from llava_train.model.card import Card, render_card
+from llava_train.model.card import Card, card_record, render_card
 from llava_train.model.tensorfile import Spec, bytes_of, write_tensors
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -105,6 +105,9 @@ def write_support(
 
 
 def write_card(folder: Path, card: Card, preparation: Preparation) -> None:
+    """README.md, and in the notes what a later stage must know to tell the whole recipe."""
+    notes = folder / PREPARATION_FILE
+    _write_json(notes, json.loads(notes.read_text(encoding="utf-8")) | card_record(card))
     text = render_card(card, is_intermediate=preparation.geometry.mode == "square")
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -14,7 +14,7 @@ from llava_train.config.schema import Config
 from llava_train.data.image import open_image
 from llava_train.data.media import make_video_reader
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
-from llava_train.model.card import plain_lines, processor_lines
+from llava_train.model.loading import plain_lines, processor_lines
 from llava_train.train.distributed import Ranks
 from llava_train.train.evaluate import Prediction, TaskResult
 from llava_train.train.metrics import console, read_metrics

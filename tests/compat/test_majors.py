@@ -16,9 +16,9 @@ import torch
 from llava_train.config.schema import GenerateModel, VideoConfig
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.model.build import load_checkpoint
-from llava_train.model.card import processor_lines
 from llava_train.model.generate import generate
 from llava_train.model.hf import Preparation, checkpoint_geometry, write_checkpoint
+from llava_train.model.loading import processor_lines
 from llava_train.model.onevision import PackedForward
 from llava_train.model.tiny import make_tiny
 
