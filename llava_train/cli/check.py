@@ -8,6 +8,7 @@ from llava_train.config.errors import ConfigError
 from llava_train.config.files import StageRecords, check_files
 from llava_train.config.load import collect
 from llava_train.config.schema import Config, StageConfig
+from llava_train.family.onevision.start import model_faults
 
 
 def run(argv: list[str]) -> int:
@@ -19,7 +20,7 @@ def run(argv: list[str]) -> int:
 def load_checked(argv: list[str]) -> tuple[Config, dict[str, StageRecords]]:
     """The run that `argv` describes, and its records by stage. Raises ConfigError with all faults, files included."""
     config, faults = collect(argv)
-    records, missing = check_files(config, complete=not faults)
+    records, missing = check_files(config, [model_faults], complete=not faults)
     if faults or missing:
         raise ConfigError(faults + missing)
     return config, records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,16 @@ class StageRecords:
     left_out: list[str] = field(default_factory=list)  # sources not on disk, under data.allow_missing_sources
 
 
-def check_files(config: Config, complete: bool = True) -> tuple[dict[str, StageRecords], list[Fault]]:
-    """Records by stage, and all faults. Of one that is not `complete`, what needs an absent field is not judged."""
+def check_files(
+    config: Config, more: Sequence[Callable[[Config], list[Fault]]] = (), complete: bool = True
+) -> tuple[dict[str, StageRecords], list[Fault]]:
+    """Records by stage, and all faults, those of `more` checks among them.
+
+    Of a config that is not `complete`, what needs an absent field is not judged.
+    """
     records: dict[str, StageRecords] = {}
     faults: list[Fault] = []
-    checks = [partial(start_faults, config), partial(task_faults, config)]
+    checks = [partial(check, config) for check in (start_faults, task_faults, *more)]
     for name, stage in getattr(config, "stages", {}).items():
         records[name] = StageRecords()
         checks.append(partial(stage_faults, config, name, stage, records[name]))

@@ -41,9 +41,22 @@ def test_checkpoint_folder_needs_only_config_and_tokenizer(folder):
     assert tokenizer("<image><video>")["input_ids"] == [151646, 151647]
 
 
+def write_parts(folder: Path, tower: Path, kind: str, tower_kind: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    (tower / "config.json").write_text(json.dumps({"model_type": tower_kind, "vision_config": TOWER}))
+
+
+def test_parts_of_other_types_are_refused_together(folder, tmp_path_factory):
+    tower = tmp_path_factory.mktemp("tower")
+    write_parts(folder, tower, "a type of tomorrow", "clip")
+    with pytest.raises(ConfigError) as caught:
+        read_model(ModelConfig("", str(folder), str(tower), "auto"))
+    assert [fault.key for fault in caught.value.faults] == ["model.language_model", "model.vision_tower"]
+
+
 def test_parts_give_the_tower_and_new_tokens(folder, tmp_path_factory):
     tower = tmp_path_factory.mktemp("tower")
-    (tower / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": TOWER}))
+    write_parts(folder, tower, "qwen2", "siglip")
     settings, tokenizer = read_model(ModelConfig("", str(folder), str(tower), "auto"))
     assert settings == OneVisionSettings(32, 8, 151646, 151647)
     assert tokenizer("<video>")["input_ids"] == [151647]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import ModelConfig
+from llava_train.family.onevision.start import language_model_fault, tower_fault
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.family.onevision.tokens import add_tags, prepare_tokenizer
 
@@ -29,6 +31,12 @@ def read_model(model: ModelConfig) -> tuple[OneVisionSettings, PreTrainedTokeniz
     if model.init:
         settings = read_config(model.init)
         return settings, read_tokenizer(model.init, settings)
+    found = (
+        language_model_fault(model.language_model, _content(model.language_model, "model.language_model")),
+        tower_fault(model.vision_tower, _content(model.vision_tower, "model.vision_tower")),
+    )
+    if faults := [fault for fault in found if fault]:
+        raise ConfigError(faults)
     tower = _config(model.vision_tower, "model.vision_tower")
     tower = getattr(tower, "vision_config", tower)
     tokenizer = _tokenizer(model.language_model, "model.language_model")
@@ -52,6 +60,14 @@ def read_tokenizer(folder_or_name: str, settings: OneVisionSettings) -> PreTrain
     tokenizer = _tokenizer(folder_or_name, "model.init")
     prepare_tokenizer(tokenizer, settings.image_token_id, settings.video_token_id)
     return tokenizer
+
+
+def _content(folder_or_name: str, key: str) -> dict[str, Any]:
+    """config.json as it is written, of a type that transformers need not know."""
+    try:
+        return PretrainedConfig.get_config_dict(folder_or_name)[0]
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder_or_name, key, "config", error) from error
 
 
 def _config(folder_or_name: str, key: str) -> PretrainedConfig:
