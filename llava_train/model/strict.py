@@ -1,0 +1,46 @@
+"""Weights from safetensors into a transformers class, where every key must fit."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from llava_train.config.errors import ConfigError, Fault
+
+
+def load_strictly(
+    model_class: Any, key: str, folder: str, dtype: torch.dtype | str, dropped: str = "^$", **kwargs: Any
+) -> Any:
+    """`from_pretrained` of the folder that `key` of the config names, without code from it.
+
+    Raises ConfigError where there are no safetensors or a key is missing, unexpected (unless it matches `dropped`) or
+    of another shape.
+    """
+    try:
+        loaded, info = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported, then refused below, together with the others
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            **kwargs,
+        )
+    except OSError as error:
+        raise config_error(key, str(error), "name a folder or hub checkpoint with safetensors weights") from error
+    problems = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(name for name in info["unexpected_keys"] if not re.search(dropped, name)),
+        "of another shape": sorted(name for name, *_ in info["mismatched_keys"]),
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        problem = f"{folder} does not fit {type(loaded).__name__}: {told}"
+        raise config_error(key, problem, "use a checkpoint of this architecture")
+    return loaded
+
+
+def config_error(key: str, problem: str, remedy: str) -> ConfigError:
+    return ConfigError([Fault(key, problem, remedy)])
