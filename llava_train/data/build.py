@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.config.errors import ConfigError, DataError, Fault
+from llava_train.config.errors import ConfigError, DataError
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_tensors
 from llava_train.data.encode import Encoder, text_tokenizer
@@ -20,6 +20,7 @@ from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
 from llava_train.data.sampler import StepOrder
 from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.start import template_fault
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, make_template
 
 
@@ -67,10 +68,8 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, stage: StageConfig, stage_n
     """
     ids = tokenizer.get_added_vocab()
     template = make_template(stage.template, stage.label_rule, stage.tag_policy)
-    if missing := [token for token in template.special_tokens if token not in ids]:
-        problem = f"{stage.template} needs {' and '.join(missing)}, which the model's tokenizer lacks"
-        remedy = "choose the template of the model: qwen for Qwen2, vicuna for Vicuna"
-        raise ConfigError([Fault(f"stages.{stage_name}.template", problem, remedy)])
+    if fault := template_fault(stage_name, stage.template, ids):
+        raise ConfigError([fault])
     return Encoder(tokenizer, ids[IMAGE_TAG], ids[VIDEO_TAG], template, stage.max_length)
 
 
