@@ -9,5 +9,7 @@ from llava_train.model.convert import convert
 def run(argv: list[str]) -> int:
     """Writes the folder `out` and prints what it was made of. Raises ConfigError, and then has written nothing."""
     settings = load_convert(argv)
-    print(*convert(settings), f"written to {settings.out}", sep="\n")
+    for name, text in convert(settings).items():
+        print(f"{name}: {text}")
+    print(f"written to {settings.out}")
     return 0

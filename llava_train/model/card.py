@@ -55,6 +55,7 @@ class Card(StageRecord, total=False):
     """The stage that wrote the checkpoint, and what came before it."""
 
     init: str  # where the stage's weights came from
+    made: str  # how; absent where llava_train trained them
     origins: dict[str, Origin]  # by part
     history: list[StageRecord]  # earlier stages, first to last
 
@@ -106,11 +107,12 @@ def render_card(card: Card, is_intermediate: bool) -> str:
     """Markdown with YAML front matter. `is_intermediate`: of a stage whose image mode transformers cannot express."""
     stages = _stages(card)
     start = without_paths(card.get("init", "unnamed weights"))
+    made = card.get("made", "trained by llava_train")
     metadata = yaml.safe_dump(front_matter(card), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{metadata}---\n",
         f"# {_cell(_title(card))}\n",
-        f"LLaVA-OneVision trained by llava_train from {_cell(start)}. It reads text, images and videos.\n",
+        f"LLaVA-OneVision {made} from {_cell(start)}. It reads text, images and videos.\n",
         INTERMEDIATE if is_intermediate else "",
         _weights(card),
         _by_stage("Recipe", "setting", [(stage, stage.get("settings", {})) for stage in stages]),

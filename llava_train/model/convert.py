@@ -20,7 +20,7 @@ from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import ConvertConfig, VideoConfig
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, TemplateName
 from llava_train.family.onevision.tokens import add_tags
-from llava_train.model.card import Card
+from llava_train.model.card import Card, last_names, without_paths
 from llava_train.model.hf import RELEASED, Preparation, checkpoint_geometry, expected_specs, write_checkpoint
 from llava_train.model.original import (
     BESIDE_ADAPTER,
@@ -76,34 +76,38 @@ class Conversion:
                 tensor = self.low_rank[name].added_to(tensor)
             yield name, tensor.to(self.dtype)
 
-    def report(self) -> list[str]:
-        """Lines that say what was found, where each part comes from and what it becomes."""
-        lines = [f"kind: {self.kind}"]
+    def report(self) -> dict[str, str]:
+        """What was found, where each part comes from and what it becomes."""
+        told: dict[str, str] = {"kind": self.kind}
         for group in (*PARTS, "image_newline"):
             names = [name for name in self.shapes if group_of(name) == group]
             dtypes = Counter(self.sources[name].dtype(name) for name in names if name in self.sources)
-            origins = {self.sources[name].label for name in names if name in self.sources}
-            told = ", ".join(f"{count} {_short(dtype)}" for dtype, count in dtypes.items())
-            origin = ", ".join(origins) or f"new, seed {NEWLINE_SEED}"
-            lines.append(f"{group}: {len(names)} tensors from {origin}" + (f" ({told})" if told else ""))
+            origin = next((self.sources[name].label for name in names if name in self.sources), "")
+            stored = ", ".join(f"{count} {_short(dtype)}" for dtype, count in dtypes.items())
+            plural = "" if len(names) == 1 else "s"
+            told[group] = (
+                f"{len(names)} tensor{plural} from {origin} ({stored})" if origin else f"new, seed {NEWLINE_SEED}"
+            )
         if self.low_rank:
             scale = next(iter(self.low_rank.values())).scale
-            lines.append(f"lora: {len(self.low_rank)} weights merged in fp32, scale {scale:g}")
+            told["lora"] = f"{len(self.low_rank)} weights merged in fp32, scale {scale:g}"
+        if self.notes:
+            told["notes"] = "; ".join(self.notes)
         total = sum(torch.Size(shape).numel() for shape in self.shapes.values())
-        lines += [f"note: {note}" for note in self.notes]
-        return [*lines, f"{total:,} parameters in {_short(self.dtype)}, {total * self.dtype.itemsize / 1e9:.2f} GB"]
+        told["size"] = f"{total:,} parameters in {_short(self.dtype)}, {total * self.dtype.itemsize / 1e9:.2f} GB"
+        return told
 
 
-def convert(settings: ConvertConfig) -> list[str]:
+def convert(settings: ConvertConfig) -> dict[str, str]:
     """Writes the folder `settings.out`. Returns the report. Raises ConfigError, and writes nothing, on any doubt."""
     conversion = plan(settings)
+    report = conversion.report()
     card = Card(
-        recipe=Path(settings.original).resolve().name,
-        stage=f"converted ({conversion.kind})",
-        init=", ".join(name for name in (settings.original, settings.base, settings.vision_tower) if name),
-        data={},
-        settings={},
-        figures={},
+        recipe=last_names(settings.original),
+        stage="converted",
+        init=settings.original,
+        made="converted by llava_train",
+        settings={name: without_paths(text) for name, text in report.items()},
     )
     write_checkpoint(
         Path(settings.out),
@@ -113,7 +117,7 @@ def convert(settings: ConvertConfig) -> list[str]:
         conversion.preparation,
         card,
     )
-    return conversion.report()
+    return report
 
 
 def plan(settings: ConvertConfig) -> Conversion:

@@ -48,7 +48,9 @@ def settings(root: Path, **folders: str | Path) -> ConvertConfig:
 def converted(root: Path, **folders: str | Path):
     """The report, and the model read back."""
     report = convert(settings(root, **folders))
-    return "\n".join(report), load_checkpoint(GenerateModel(str(root / "out")), "auto").model.eval()
+    return "\n".join(f"{name}: {text}" for name, text in report.items()), load_checkpoint(
+        GenerateModel(str(root / "out")), "auto"
+    ).model.eval()
 
 
 def told(root: Path, **folders: str | Path) -> str:
@@ -94,6 +96,10 @@ def test_whole_model_comes_back_bit_for_bit(tmp_path, tied, suffix, num_files):
     assert found.config.tie_word_embeddings == tied
     assert "kind: full" in report
     assert "tower gave the tower's config alone" in report
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "LLaVA-OneVision converted by llava_train from original." in card
+    assert "4 tensors from original (4 float32)" in card
+    assert str(tmp_path) not in card  # it tells nothing of the machine
     total = sum(parameter.numel() for parameter in model.parameters())
     assert f"{total:,} parameters in float32" in report
     assert found.config.text_config.rope_parameters["rope_theta"] == 1e6
@@ -145,7 +151,7 @@ def test_projector_goes_between_language_model_and_tower(model, tmp_path):
     expected.model.image_newline.data.copy_(newline)
     same(expected, found)
     assert "kind: projector" in report
-    assert "image_newline: 1 tensors from new, seed 0" in report
+    assert "image_newline: new, seed 0" in report
     notes = read_preparation(str(tmp_path / "out"), found.config)
     assert (notes.geometry.mode, notes.template) == ("square", "plain")
     assert "intermediate" in (tmp_path / "out" / "README.md").read_text()
@@ -159,7 +165,7 @@ def test_projector_replaces_that_of_a_hugging_face_folder(model, tmp_path):
     expected.model.multi_modal_projector.load_state_dict(model.model.multi_modal_projector.state_dict())
     same(expected, found)
     assert f"projector: 4 tensors from {tmp_path / 'original'}" in report
-    assert f"image_newline: 1 tensors from {base}" in report
+    assert f"image_newline: 1 tensor from {base}" in report
 
 
 def write_lora(root: Path, model, targets: str, use_rslora: bool):
