@@ -261,9 +261,12 @@ def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype
     """The config with this geometry. `rope_parameters` are said twice: 4.57 reads `rope_theta` and `rope_scaling`."""
     content = config.to_dict()
     text = content["text_config"]
-    text["rope_theta"] = text["rope_parameters"]["rope_theta"]
-    if text["rope_parameters"]["rope_type"] != "default":
-        text["rope_scaling"] = text["rope_parameters"]
+    for part in (text, content["vision_config"]):
+        part.pop("_name_or_path", None)  # the folder that a part was loaded from
+    scaling = dict(text["rope_parameters"])
+    text["rope_theta"] = scaling.pop("rope_theta")
+    if scaling["rope_type"] != "default":
+        text["rope_scaling"] = scaling
     content["architectures"] = ["LlavaOnevisionForConditionalGeneration"]
     content["dtype"] = text["dtype"] = content["vision_config"]["dtype"] = str(dtype).removeprefix("torch.")
     content["image_grid_pinpoints"] = geometry.pinpoints()

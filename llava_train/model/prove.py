@@ -201,10 +201,11 @@ def _config(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[str, 
     tags = tokenizer.get_added_vocab()
     ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
     is_default = rope["rope_type"] == "default"
+    scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
     pairs: dict[str, tuple[Any, Any]] = {
         "rope_theta": (text.get("rope_theta"), trained_rope["rope_theta"]),
         "rope_parameters": (rope, trained_rope),
-        "rope_scaling": (text.get("rope_scaling"), None if is_default else rope),
+        "rope_scaling": (text.get("rope_scaling"), None if is_default else scaling),
         "tie_word_embeddings": (content["tie_word_embeddings"], config.tie_word_embeddings),
         "tie_word_embeddings of the text": (text["tie_word_embeddings"], config.tie_word_embeddings),
         "image_token_index": (content["image_token_index"], tags.get(IMAGE_TAG)),
