@@ -52,7 +52,7 @@ def ask(folder, cases):
 
 def main(task_file, out_file):
     task = torch.load(task_file, weights_only=False)
-    loaded = {folder: load(folder, inputs, task["text"]) for folder, inputs in task["folders"].items()}
+    loaded = {folder: load(folder, inputs, task["texts"][folder]) for folder, inputs in task["folders"].items()}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(task["lines"], {})
     seen = {"version": transformers.__version__, "loaded": loaded, "printed": printed.getvalue()}

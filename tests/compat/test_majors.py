@@ -90,7 +90,13 @@ def other(major_path, exports, ours, tmp_path_factory):
     ]
     SINGLE.pictures()[0].save(folder / "a.png")
     lines = processor_lines(str(exports["untied"]), str(folder / "a.png"), QUESTION)
-    task = {"folders": folders, "text": SENTENCE, "asked": str(exports["untied"]), "cases": cases, "lines": lines}
+    task = {
+        "folders": folders,
+        "texts": dict.fromkeys(folders, SENTENCE),
+        "asked": str(exports["untied"]),
+        "cases": cases,
+        "lines": lines,
+    }
     torch.save(task, folder / "task.pt")
     script = Path(__file__).with_name("load_exports.py")
     subprocess.run(
