@@ -9,12 +9,14 @@ import sys
 from llava_train.config.assets import headline, shipped_recipes
 from llava_train.config.errors import ConfigError, DataError, RunError
 from llava_train.config.typed import nearest
+from llava_train.train.signals import EXIT_CODE, Stopped
 
 VERBS = {
     "train": "train the stages of a recipe (the verb may be left out)",
     "check": "find every fault of a run, without a GPU and without loading weights",
     "preview": "show samples as the model sees them: preview.format=text|jsonl preview.count=N",
     "generate": "answer a prompt about images or a video",
+    "export": "turn a run's checkpoint into a Hugging Face folder: run.dir=DIR [stage=NAME] [step=N] out=DIR",
     "convert": "turn a checkpoint of the original trainer into a Hugging Face folder: original=DIR out=DIR",
 }
 _HELP = """\
@@ -39,11 +41,13 @@ your own recipe: my_recipes/mine.yaml with `defaults: [ov_stage, _self_]` and wh
   python -m llava_train --config-dir my_recipes +recipe=mine
 
 settings: KEY=VALUE sets, +KEY=VALUE adds an entry to a mapping by name, ~KEY removes one; texts are taken as written.
+exit codes: 0 done; 2 for what you can mend; 75 stopped by SIGTERM, SIGUSR1 or SIGINT with everything saved: the same
+command continues; 128+N ended at once by a second signal N.
 sizes: model=onevision_0_5b | onevision_7b | onevision_72b. What each key means: llava_train/config/schema.py."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command line. Returns its exit code: 0, or 2 for what the user can mend."""
+    """Runs one command line. Returns its exit code: 0, 2 for what the user can mend, 75 where a signal stopped it."""
     words = sys.argv[1:] if argv is None else argv
     if not words or {"--help", "-h"} & set(words):
         print(help_text())
@@ -57,11 +61,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(importlib.import_module(f"llava_train.cli.{verb}").run(rest))
     except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":  # the same on every rank, so one of them tells
-            print(error, file=sys.stderr)
+        _print_once(error)
+    except Stopped as stopped:
+        _print_once(f"{stopped}: the same command continues")
+        return EXIT_CODE
     except (DataError, RunError) as error:
         print(error, file=sys.stderr)
     return 2
+
+
+def _print_once(told: object) -> None:
+    """For what is the same on every rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(told, file=sys.stderr)
 
 
 def pick_verb(words: list[str]) -> tuple[str, list[str]]:

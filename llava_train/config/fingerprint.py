@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
 from typing import Any
 
 import yaml
@@ -10,15 +11,9 @@ import yaml
 from llava_train.config.mixture import load_mixture
 from llava_train.config.schema import Config
 
-# What changes speed, memory or files, never the step's mathematics. zero.level is not among them: it shapes the state.
-_STAGE_FREE = (
-    "mixture",
-    "pack",
-    "gradient_checkpointing",
-    "checkpoint",
-    "zero.offload_optimizer",
-    "zero.offload_parameters",
-)
+# What changes speed, memory or files, never the step's mathematics beyond rounding.
+_STAGE_FREE = ("pack", "gradient_checkpointing", "checkpoint", "zero")
+_PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")
 
 
 def dump(config: Any) -> str:
@@ -26,11 +21,25 @@ def dump(config: Any) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def fingerprint(config: Config, stage_name: str) -> dict[str, Any]:
-    """Flat key to value of all that changes a stage's numbers or the order of its data; JSON can hold it.
+def fingerprint(config: Config, stage_name: str, num_ranks: int) -> dict[str, dict[str, Any]]:
+    """What a checkpoint is compared by, flat keys to values that JSON can hold.
 
-    A mixture counts by what it holds, not by where its file lies. Raises ConfigError if it cannot be read.
+    `fixed` is all that changes a stage's numbers or the order of its data, `free` what may change between a checkpoint
+    and its resume and is told. A mixture counts by what it holds, not by where its file lies. Raises ConfigError if it
+    cannot be read.
     """
+    settings = _flat(config.stages[stage_name], f"stages.{stage_name}")
+    keys = tuple(f"stages.{stage_name}.{name}" for name in _STAGE_FREE)
+    free = {key: value for key, value in settings.items() if key.startswith(keys)}
+    free |= {"number of ranks": num_ranks, "model.attention": config.model.attention}
+    free |= {"data.num_workers": config.data.num_workers}
+    free |= _flat(config.log, "log") | _flat(config.evaluation, "evaluation")
+    free |= {f"version of {package}": version(package) for package in _PACKAGES}
+    fixed = {key: value for key, value in settings.items() if key not in free and not key.endswith(".mixture")}
+    return {"fixed": _start_and_data(config, stage_name) | fixed, "free": free}
+
+
+def _start_and_data(config: Config, stage_name: str) -> dict[str, Any]:
     stage, names = config.stages[stage_name], list(config.stages)
     before = names[names.index(stage_name) - 1] if stage_name != names[0] else ""
     model, data = config.model, config.data
@@ -47,17 +56,15 @@ def fingerprint(config: Config, stage_name: str) -> dict[str, Any]:
         sources = load_mixture(stage.mixture)
         wanted = {name: {k: getattr(s, k) for k in ("file", "sampling", "repeat")} for name, s in sources.items()}
         marks |= _flat(wanted, "sources")
-    settings = _flat(stage, f"stages.{stage_name}")
-    free = tuple(f"stages.{stage_name}.{name}" for name in _STAGE_FREE)
-    return marks | {key: value for key, value in settings.items() if not key.startswith(free)}
+    return marks
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One line for each setting in which two fingerprints differ; empty if they agree."""
+    """One line `key: in the checkpoint -> now` for each entry in which two mappings differ; empty if they agree."""
     lines = []
     for key in [*saved, *(key for key in now if key not in saved)]:
         if key not in saved or key not in now or saved[key] != now[key]:
-            lines.append(f"{key}: {saved.get(key, 'not set')} in the checkpoint, {now.get(key, 'not set')} now")
+            lines.append(f"{key}: {saved.get(key, 'not set')} -> {now.get(key, 'not set')}")
     return lines
 
 

@@ -18,6 +18,7 @@ from llava_train.data.encode import Encoder, text_tokenizer
 from llava_train.data.index import load_index, refusal
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
+from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sampler import StepOrder
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
@@ -54,8 +55,11 @@ class StageData:
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             collate_fn=to_arrays,  # type: ignore[arg-type]  # without batching it is given the item itself
+            worker_init_fn=follow_parent,
         )
-        for item in loader:
+        with shielded():
+            items = iter(loader)
+        for item in items:
             if item.skipped and self._data.on_error == "error":
                 raise refusal(item.skipped)
             yield to_tensors(item)

@@ -30,6 +30,7 @@ from llava_train.data.encode import Encoder
 from llava_train.data.formats import to_sample
 from llava_train.data.media import MediaReader
 from llava_train.data.mixture import sampled_records
+from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sample import Sample, Turn
 
 FORMAT = 1  # of the folder; a change of form makes old indexes unread
@@ -208,7 +209,9 @@ def _measured(records: list[Record], measure: _OfSource, num_workers: int) -> It
     with Progress(disable=not large, transient=True) as progress:
         task = progress.add_task(f"indexing {measure.name}", total=len(records))
         if large and num_workers > 1:
-            with multiprocessing.get_context("fork").Pool(num_workers, _start_process, (measure,)) as pool:
+            with shielded():
+                pool = multiprocessing.get_context("fork").Pool(num_workers, _start_process, (measure,))
+            with pool:
                 for rows in pool.imap(_measure_in_process, chunks):
                     progress.advance(task, len(rows))
                     yield from rows
@@ -224,6 +227,7 @@ _process_measure: _OfSource  # of an index process, set when it starts
 def _start_process(measure: _OfSource) -> None:
     global _process_measure
     _process_measure = measure
+    follow_parent()
 
 
 def _measure_in_process(records: list[Record]) -> list[_Row | _Refused]:

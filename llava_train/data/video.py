@@ -19,6 +19,7 @@ import numpy as np
 from llava_train.config.schema import VideoConfig
 from llava_train.data import video_worker
 from llava_train.data.image import image_size, open_image, to_square
+from llava_train.data.processes import shielded
 
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 START_TIMEOUT = 120.0  # seconds for a Python process to start on a loaded machine
@@ -97,13 +98,14 @@ class _Worker:
         self._connection: Connection
         self._connection, theirs = Pipe()
         command = [sys.executable, "-P", video_worker.__file__, str(theirs.fileno())]
-        self._process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with shielded():
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         theirs.close()
         self._receive(START_TIMEOUT)
 

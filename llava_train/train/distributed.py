@@ -16,8 +16,20 @@ import torch
 import torch.distributed as dist
 import transformers
 
+from llava_train.config.errors import RunError
+
 # The original waits a year for a lost rank; half an hour is longer than any step and short enough to be noticed.
 TIMEOUT = timedelta(minutes=30)
+# The others wait while rank 0 indexes, exports or writes a report. A lost rank still shows at once, as a closed socket.
+LONG_TIMEOUT = timedelta(days=7)
+# What gloo, NCCL and the store say on the ranks that are left when one is gone.
+_LOST_RANK = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection was likely closed",
+    "ncclRemoteError",
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None  # on the CPU, for all that is no arithmetic; None where a rank is alone
 
     @property
     def is_first(self) -> bool:
@@ -32,7 +45,7 @@ class Ranks:
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all ranks, in float64 so that token counts stay exact."""
@@ -46,7 +59,7 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     @contextmanager
@@ -75,7 +88,10 @@ def slurm_environment(environ: dict[str, str]) -> dict[str, str]:
 
 @contextmanager
 def start_ranks() -> Iterator[Ranks]:
-    """The process group that torchrun or srun describes in the environment, or one of this process alone."""
+    """The process group that torchrun or srun describes in the environment, or one of this process alone.
+
+    Raises RunError where another rank is lost.
+    """
     _quieten_libraries()
     environ = dict(os.environ)
     alone = "RANK" not in environ and not slurm_environment(environ)
@@ -93,10 +109,21 @@ def start_ranks() -> Iterator[Ranks]:
     try:
         if not dist.is_initialized():
             _init_process_group("nccl" if cuda else "gloo", alone)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, _cpu_group())
+    except RuntimeError as error:
+        if isinstance(error, RunError) or not any(told in str(error) for told in _LOST_RANK):
+            raise
+        raise RunError(
+            f"another rank of this run is gone: {str(error).splitlines()[0]}\n"
+            "    -> its own last words say why; the same command continues from the last whole checkpoint"
+        ) from error
     finally:
         os.environ.clear()
         os.environ.update(environ)
+
+
+def _cpu_group() -> dist.ProcessGroup | None:
+    return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT) if dist.get_world_size() > 1 else None
 
 
 def _quieten_libraries() -> None:

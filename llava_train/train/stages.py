@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from llava_train.train.metrics import console
 
 FINISHED = "finished.json"
 EXPORT = "hf"
+_ROUNDING = (
+    "  with another number of ranks, ZeRO level or packing the losses agree to about 1e-5 relative, not bit for bit"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def pending_stages(config: Config, ranks: Ranks) -> list[Stage]:
     """The stages that are not finished. Raises RunError where a folder holds a run with other settings."""
     stages = all_stages(config)
     for stage in stages:
-        _refuse_other_settings(stage, resume_meta(config, stage, ranks.world_size))
+        _compare_settings(stage, resume_meta(config, stage, ranks.world_size), ranks)
     pending = [stage for stage in stages if not stage.is_finished]
     if len(pending) < len(stages):
         done = len(stages) - len(pending)
@@ -67,37 +70,35 @@ def pending_stages(config: Config, ranks: Ranks) -> list[Stage]:
 
 
 def resume_meta(config: Config, stage: Stage, world_size: int) -> dict[str, Any]:
-    """What a checkpoint keeps to be compared before a resume, and the versions that wrote it."""
-    packages = ("llava_train", "torch", "transformers", "deepspeed")
-    return {
-        "fingerprint": fingerprint(config, stage.name),
-        "world_size": world_size,
-        "versions": {package: version(package) for package in packages},
-    }
+    """What a checkpoint keeps to be compared before a resume."""
+    return {"fingerprint": fingerprint(config, stage.name, world_size)}
 
 
-def _refuse_other_settings(stage: Stage, meta: dict[str, Any]) -> None:
-    newest = checkpoint.latest(stage.folder)
+def _compare_settings(stage: Stage, meta: dict[str, Any], ranks: Ranks) -> None:
+    """Says which settings changed since the checkpoint. Raises RunError where one did that must not."""
+    newest = checkpoint.newest_meta(stage.folder)
     if stage.is_finished:
         saved = json.loads((stage.folder / FINISHED).read_text(encoding="utf-8"))["meta"]
     elif newest:
-        saved = checkpoint.read_meta(newest)
+        saved = newest
     else:
         return
-    lines = differences(saved["fingerprint"], meta["fingerprint"])
-    if not stage.is_finished and saved["world_size"] != meta["world_size"]:
-        lines.append(f"number of ranks: {saved['world_size']} in the checkpoint, {meta['world_size']} now")
-    refuse(stage, lines)
+    fixed, free = (differences(saved["fingerprint"][kind], meta["fingerprint"][kind]) for kind in ("fixed", "free"))
+    refuse(stage, fixed, free)
+    if free and not stage.is_finished:
+        told = [f"stage {stage.label}, changed since the checkpoint: {line}" for line in free] + [_ROUNDING]
+        console(ranks.is_first).print("\n".join(told), highlight=False)
 
 
-def refuse(stage: Stage, lines: list[str]) -> None:
-    """Raises RunError with `lines`, the differences between a stage's checkpoint and this run, if there are any."""
-    if lines:
-        listed = "\n".join(f"  {line}" for line in lines)
-        raise RunError(
-            f"{stage.folder} holds a run with other settings:\n{listed}\n"
-            "    -> set them back to continue it, or give the new run a folder of its own: run.dir=DIR"
-        )
+def refuse(stage: Stage, fixed: list[str], free: Sequence[str] = ()) -> None:
+    """Raises RunError if there are differences between a stage's checkpoint and this run that may not be: `fixed`."""
+    if fixed:
+        listed = [f"{stage.folder} holds a run with other settings (in the checkpoint -> now)", "  not allowed:"]
+        listed += [f"    {line}" for line in fixed]
+        if free:
+            listed += ["  allowed:", *(f"    {line}" for line in free)]
+        way_out = "    -> set back what is not allowed, or give the new run a folder of its own: run.dir=DIR"
+        raise RunError("\n".join([*listed, way_out]))
 
 
 def finish(stage: Stage, meta: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ class StepCounts:
     num_tokens: int
     num_supervised: int
     num_visuals: int
+    wants_stop: bool  # a rank was told to stop: all of them save and stop instead of taking this step
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,19 @@ class StepResult:
     part_norms: dict[str, float]  # gradient norm per part, where asked for
 
 
-def count(batches: list[PackedBatch], ranks: Ranks) -> StepCounts:
-    """What the decoded step holds. Taken before its first forward, since decoding may have left slots empty."""
+def count(batches: list[PackedBatch], ranks: Ranks, wants_stop: bool = False) -> StepCounts:
+    """What the decoded step holds. Taken before its first forward, since decoding may have left slots empty.
+
+    `wants_stop`: whether this rank was told to stop; it rides in the same reduction, so that all of them agree.
+    """
     local = [
         sum(len(b.sample_ids) for b in batches),
         sum(len(b.input_ids) for b in batches if b.sample_ids),
         sum(b.num_supervised for b in batches),
         sum(len(b.visuals) for b in batches),
     ]
-    return StepCounts(*(int(n) for n in ranks.sum(*local)))
+    samples, tokens, supervised, visuals, num_stops = map(int, ranks.sum(*local, wants_stop))
+    return StepCounts(samples, tokens, supervised, visuals, wants_stop=num_stops > 0)
 
 
 def train_step(

@@ -122,7 +122,7 @@ def test_template_of_another_model_is_refused(init, tmp_path, capsys):
     assert main([*words, f"model.init={init}", "stages.onevision.template=vicuna"]) == 2
     error = capsys.readouterr().err
     assert "stages.onevision.template: vicuna needs <s> and </s>, which the model's tokenizer lacks" in error
-    assert "qwen for Qwen2" in error
+    assert "stages.onevision.template=plain or qwen" in error
     assert main([*words, f"model.init={llama_folder(tmp_path / 'llama')}"]) == 2
     assert "qwen needs <|im_start|> and <|im_end|>" in capsys.readouterr().err
 

@@ -9,21 +9,24 @@ import yaml
 from llava_train.config.fingerprint import differences, dump, fingerprint
 from llava_train.config.load import load
 
-FREE = [
+UNTOLD = [
     "run.name=other",
     "data.root=elsewhere",
-    "data.num_workers=3",
     "data.decode_timeout=5",
-    "log.every=7",
     "preview.count=9",
-    "evaluation.batch_size=3",
-    "stages.onevision.checkpoint.every=5",
-    "stages.onevision.pack.max_tokens=99",
-    "stages.onevision.gradient_checkpointing=false",
-    "stages.onevision.zero.offload_optimizer=true",
-    "model.attention=sdpa",
     "stages.projector.epochs=7",
 ]
+FREE = {
+    "data.num_workers=3": "data.num_workers",
+    "log.every=7": "log.every",
+    "evaluation.batch_size=3": "evaluation.batch_size",
+    "stages.onevision.checkpoint.every=5": "stages.onevision.checkpoint.every",
+    "stages.onevision.pack.max_tokens=99": "stages.onevision.pack.max_tokens",
+    "stages.onevision.gradient_checkpointing=false": "stages.onevision.gradient_checkpointing",
+    "stages.onevision.zero.offload_optimizer=true": "stages.onevision.zero.offload_optimizer",
+    "stages.onevision.zero.level=1": "stages.onevision.zero.level",
+    "model.attention=sdpa": "model.attention",
+}
 BINDING = {
     "run.seed=1": "run.seed",
     "data.on_error=skip": "data.on_error",
@@ -31,14 +34,22 @@ BINDING = {
     "stages.onevision.max_steps=5": "stages.onevision.max_steps",
     "stages.onevision.learning_rate.projector=5": "stages.onevision.learning_rate.projector",
     "stages.onevision.image.grid=[[1,1]]": "stages.onevision.image.grid",
-    "stages.onevision.zero.level=1": "stages.onevision.zero.level",
     "stages.onevision.label_rule=original": "stages.onevision.label_rule",
 }
 
 
-def of(*words: str, stage: str = "onevision") -> dict:
+def of(*words: str, stage: str = "onevision", num_ranks: int = 1) -> dict:
     mixtures = ["stages.projector.mixture=mix.yaml", "stages.onevision.mixture=mix.yaml"]
-    return fingerprint(load(["+recipe=tiny", *mixtures, *words]), stage)
+    return fingerprint(load(["+recipe=tiny", *mixtures, *words]), stage, num_ranks)
+
+
+def fixed(*words: str, stage: str = "onevision") -> dict:
+    return of(*words, stage=stage)["fixed"]
+
+
+def changed(saved: dict, now: dict) -> dict[str, list[str]]:
+    """Keys that differ, by kind."""
+    return {kind: [line.partition(":")[0] for line in differences(saved[kind], now[kind])] for kind in saved}
 
 
 @pytest.fixture(autouse=True)
@@ -47,37 +58,43 @@ def mixture(tmp_path, monkeypatch):
     Path("mix.yaml").write_text("sources: {a: {file: a.json, sampling: 'first:3'}}")
 
 
-def test_settings_of_speed_and_place_do_not_bind():
-    assert differences(of(), of(*FREE)) == []
+def test_settings_of_speed_and_memory_are_told_by_name_and_do_not_bind():
+    saved = of()
+    for word, key in FREE.items():
+        assert changed(saved, of(word)) == {"fixed": [], "free": [key]}
+    assert changed(saved, of(num_ranks=2)) == {"fixed": [], "free": ["number of ranks"]}
+    assert "version of torch" in saved["free"]
+
+
+def test_what_changes_nothing_in_the_stage_is_not_told():
+    assert changed(of(), of(*UNTOLD)) == {"fixed": [], "free": []}
 
 
 def test_settings_of_numbers_and_order_bind_by_name():
     saved = of()
     for word, key in BINDING.items():
-        lines = differences(saved, of(word))
-        assert [line.partition(":")[0] for line in lines] == [key]
+        assert changed(saved, of(word)) == {"fixed": [key], "free": []}
 
 
 def test_a_difference_names_both_values():
-    assert differences(of(), of("run.seed=1")) == ["run.seed: 0 in the checkpoint, 1 now"]
+    assert differences(fixed(), fixed("run.seed=1")) == ["run.seed: 0 -> 1"]
+    assert differences({"a": 1}, {"b": None}) == ["a: 1 -> not set", "b: not set -> None"]
 
 
 def test_a_mixture_binds_by_what_it_holds():
     saved = of()
     Path("moved.yaml").write_text(Path("mix.yaml").read_text())
-    assert differences(saved, of("stages.onevision.mixture=moved.yaml")) == []
+    assert of("stages.onevision.mixture=moved.yaml") == saved
     Path("mix.yaml").write_text("sources: {a: {file: a.json, sampling: 'first:4'}}")
-    assert differences(saved, of()) == ["sources.a.sampling: first:3 in the checkpoint, first:4 now"]
+    assert differences(saved["fixed"], fixed()) == ["sources.a.sampling: first:3 -> first:4"]
 
 
 def test_the_start_binds_the_first_stage_and_the_stage_before_binds_a_later_one():
-    first = {"stage": "projector"}
-    assert differences(of(stage="projector"), of("model.init=m", stage="projector")) == [
-        "model.init: tiny in the checkpoint, m now"
-    ]
-    assert differences(of(), of("model.init=m")) == []
-    assert of()["start"] == "stage projector"
-    assert of(stage="projector")["stage"] == first["stage"]
+    first = fixed(stage="projector")
+    assert differences(first, fixed("model.init=m", stage="projector")) == ["model.init: tiny -> m"]
+    assert of("model.init=m") == of()
+    assert fixed()["start"] == "stage projector"
+    assert first["stage"] == "projector"
 
 
 def test_a_fingerprint_survives_json():

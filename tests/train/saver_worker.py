@@ -1,6 +1,6 @@
 """The toy steps of `engine_worker`, cut in two by a checkpoint; rank 0 prints the losses of what it ran.
 
-usage: torchrun ... saver_worker.py TASK ...   where TASK is first|second|whole:FOLDER:LEVEL,OFFLOAD,PRECISION[:background]
+usage: torchrun ... saver_worker.py TASK ...   TASK: first|second|whole:FOLDER:LEVEL,OFFLOAD,PRECISION[:background]
 """
 
 import json

@@ -1,35 +1,23 @@
 """A run that dies is continued by the same command, with the losses of one that did not; other settings are refused."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
+import runs
+from runs import TINY, finish, metrics
 
 STEPS = 12
-TINY = Path(__file__).parents[2] / "data/tiny"
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "llava_train", "+recipe=tiny", f"run.dir={folder}", *overrides]
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    steps = f"stages.onevision.max_steps={STEPS}"
-    return subprocess.Popen([*command, steps], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
+def start(folder: Path, *overrides: str) -> Popen:
+    return runs.start(1, *runs.training(folder, *overrides, f"stages.onevision.max_steps={STEPS}"))
 
 
-def finish(process: subprocess.Popen) -> str:
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    return out
-
-
-def lines(folder: Path, stage: str) -> list[dict]:
-    path = folder / stage / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def kill_when(process: Popen, is_due) -> None:
+    runs.wait_until(is_due, process)
+    runs.kill(process)
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +30,11 @@ def unbroken(tmp_path_factory):
 def test_killed_between_checkpoints_the_run_ends_with_the_same_losses(tmp_path, unbroken):
     every_third = "stages.onevision.checkpoint.every=3"
     process = start(tmp_path, every_third)
-    while len(lines(tmp_path, "onevision")) < 5:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(lines(tmp_path, "onevision")) < STEPS
+    kill_when(process, lambda: len(metrics(tmp_path)) >= 5)
+    assert len(metrics(tmp_path)) < STEPS
     assert "continued after step" in finish(start(tmp_path, every_third))
     for stage, count in (("projector", 2), ("onevision", STEPS)):
-        ours, theirs = lines(tmp_path, stage), lines(unbroken, stage)
+        ours, theirs = metrics(tmp_path, stage), metrics(unbroken, stage)
         assert [line["step"] for line in ours] == list(range(1, count + 1))
         assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
 
@@ -64,10 +48,9 @@ def test_what_is_done_is_not_done_again(unbroken):
 
 
 def test_other_settings_in_the_same_folder_are_refused(unbroken):
-    process = start(unbroken, "stages.projector.global_batch_size=5")
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert "stages.projector.global_batch_size: 4 in the checkpoint, 5 now" in out
+    out = finish(start(unbroken, "stages.projector.global_batch_size=5", "stages.projector.pack.max_tiles=8"), code=2)
+    assert "not allowed:\n    stages.projector.global_batch_size: 4 -> 5\n" in out
+    assert "\n  allowed:\n    stages.projector.pack.max_tiles: 16 -> 8\n" in out
     assert "run.dir=DIR" in out
     assert "Traceback" not in out
 
@@ -77,13 +60,15 @@ def test_other_data_under_the_same_name_is_refused(tmp_path):
     (tmp_path / "own.json").write_text(json.dumps(tiny))
     own = [f"data.file={tmp_path / 'own.json'}", f"data.root={TINY}", "~stages.projector"]
     process = start(tmp_path / "run", *own)
-    while not (tmp_path / "run/onevision/latest").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(process, (tmp_path / "run/onevision/latest").exists)
     (tmp_path / "own.json").write_text(json.dumps(tiny[:-2]))
-    process = start(tmp_path / "run", *own)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 2, out
-    assert f"samples of own: {len(tiny)} in the checkpoint, {len(tiny) - 2} now" in out
+    assert f"samples of own: {len(tiny)} -> {len(tiny) - 2}" in finish(start(tmp_path / "run", *own), code=2)
+
+
+def test_settings_of_speed_may_change_on_the_way_and_are_told(tmp_path):
+    kill_when(start(tmp_path), lambda: len(metrics(tmp_path)) >= 5)
+    out = finish(start(tmp_path, "log.every=2", "stages.onevision.pack.max_tiles=16"))
+    assert "stage 2/2 onevision, changed since the checkpoint: log.every: 1 -> 2" in out
+    assert "changed since the checkpoint: stages.onevision.pack.max_tiles: 32 -> 16" in out
+    assert out.count("not bit for bit") == 1
+    assert "stage 1/2 projector, changed" not in out  # it is finished

@@ -35,7 +35,10 @@ class FixedLosses:
 
 def test_counts_leave_fillers_out():
     batches = [make_batch([IGNORE_INDEX, 5, 6], ("a/1",)), make_batch([IGNORE_INDEX], ())]
-    assert count(batches, ALONE) == StepCounts(num_samples=1, num_tokens=3, num_supervised=2, num_visuals=0)
+    assert count(batches, ALONE) == StepCounts(
+        num_samples=1, num_tokens=3, num_supervised=2, num_visuals=0, wants_stop=False
+    )
+    assert count(batches, ALONE, wants_stop=True).wants_stop
 
 
 def test_loss_is_the_mean_over_the_steps_supervised_tokens():
