@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from llava_train.config.errors import ConfigError, Fault
 
@@ -18,6 +19,8 @@ def load_strictly(
     Raises ConfigError where there are no safetensors or a key is missing, unexpected (unless it matches `dropped`) or
     of another shape.
     """
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # else a published tower's dropped keys fill the screen; they are judged below
     try:
         loaded, info = model_class.from_pretrained(
             folder,
@@ -30,6 +33,8 @@ def load_strictly(
         )
     except OSError as error:
         raise config_error(key, str(error), "name a folder or hub checkpoint with safetensors weights") from error
+    finally:
+        logging.set_verbosity(level)
     problems = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(name for name in info["unexpected_keys"] if not re.search(dropped, name)),

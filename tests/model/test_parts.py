@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -118,6 +119,12 @@ def test_published_tower_gives_its_last_but_one_hidden_state(tmp_path):
     tower = loaded.model.model.vision_tower
     assert (len(tower.encoder.layers), tower.config.num_hidden_layers, tower.config.vision_use_head) == (2, 2, False)
     torch.testing.assert_close(features(loaded.model), hidden_states(siglip.vision_model)[-2])
+
+
+def test_keys_that_are_dropped_on_purpose_are_not_reported(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    load_model(parts(tmp_path, published_siglip()), "fp32", tmp_path)
+    assert "UNEXPECTED" not in caplog.text
 
 
 def test_vision_encoder_alone_with_its_head_is_cut_alike(tmp_path):
