@@ -168,7 +168,7 @@ def test_projector_replaces_that_of_a_hugging_face_folder(model, tmp_path):
     assert f"image_newline: 1 tensor from {base}" in report
 
 
-def write_lora(root: Path, model, targets: str, use_rslora: bool):
+def write_lora(root: Path, model, targets: str, use_rslora: bool, dtype=torch.float32):
     """Adapter and other trained weights in the original's names. Returns what peft makes of them."""
     torch.manual_seed(5)
     config = LoraConfig(r=4, lora_alpha=16, target_modules=targets, use_rslora=use_rslora)
@@ -177,9 +177,10 @@ def write_lora(root: Path, model, targets: str, use_rslora: bool):
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             parameter.data.normal_(std=0.3)
+            parameter.data.copy_(parameter.to(dtype))
             stem, letter = name.removeprefix("base_model.model.").split(".lora_")
             renamed = original_name(f"{stem}.weight").removesuffix(".weight")
-            adapter[f"base_model.model.{renamed}.lora_{letter.replace('.default', '')}"] = parameter.detach().clone()
+            adapter[f"base_model.model.{renamed}.lora_{letter.replace('.default', '')}"] = parameter.detach().to(dtype)
     others = {}
     for name, parameter in wrapped.named_parameters():
         name = name.removeprefix("base_model.model.")
@@ -218,7 +219,8 @@ def test_adapter_of_a_language_model_needs_the_tower(model, tmp_path):
 
 def test_merge_is_computed_in_fp32_and_stored_as_the_base_is(model, tmp_path):
     half = deepcopy(model).bfloat16()
-    merged = write_lora(tmp_path, deepcopy(half).float(), r".*language_model.*q_proj", use_rslora=False)
+    targets = r".*language_model.*(q|k|v)_proj"
+    merged = write_lora(tmp_path, deepcopy(half).float(), targets, use_rslora=False, dtype=torch.bfloat16)
     write_full(tmp_path / "base", half)
     write_tower(tmp_path / "tower", half)
     report, found = converted(tmp_path, base=tmp_path / "base", vision_tower=tmp_path / "tower")
