@@ -78,8 +78,7 @@ INTERMEDIATE = """
 > trained on single squashed images without the newline that transformers adds, so do not expect answers from it.
 """
 
-LOADING = """
-## Loading
+LOADING = """## Loading
 
 `.` is this folder; its name on the hub does as well. With transformers 5, torch and pillow:
 

@@ -19,7 +19,6 @@ from transformers import LlavaOnevisionConfig
 
 from llava_train.config.errors import RunError
 from llava_train.config.load import load_dumped
-from llava_train.config.schema import Config
 from llava_train.model.card import Card
 from llava_train.model.hf import (
     expected_specs,
@@ -32,7 +31,8 @@ from llava_train.model.memory import peak_memory
 from llava_train.model.prove import Check, prove
 from llava_train.model.tensorfile import SlicedFiles, Spec
 from llava_train.train import checkpoint
-from llava_train.train.stages import Stage, all_stages
+from llava_train.train.card import make_card
+from llava_train.train.stages import all_stages
 
 REPORT_FILE = "export.json"
 CHUNK = 1 << 24  # elements read at a time from the fp32 slices
@@ -121,27 +121,4 @@ def _run_card(stage_dir: Path, step: Path) -> Card:
     config = replace(config, run=replace(config.run, dir=str(stage_dir.parent)))
     [stage] = [stage for stage in all_stages(config) if stage.name == stage_dir.name]
     content = checkpoint.read_state(step)
-    return _card(config, stage, content["state"], content["meta"]["data"])
-
-
-def _card(config: Config, stage: Stage, state: dict[str, Any], data_counts: dict[str, int]) -> Card:
-    settings = stage.settings
-    rates = settings.learning_rate
-    start = stage.start.init or f"{stage.start.language_model} and {stage.start.vision_tower}"
-    return {
-        "recipe": config.run.name,
-        "stage": stage.name,
-        "init": start,
-        "data": data_counts,
-        "settings": {
-            "learning rates": f"vision tower {rates.vision_tower}, projector {rates.projector}, "
-            f"language model {rates.language_model}",
-            "global batch": f"{settings.global_batch_size} samples",
-            "optimiser steps": str(state["step"]),
-            "schedule": f"{settings.schedule.kind}, warm-up {settings.schedule.warmup_ratio}",
-            "precision": settings.precision,
-            "template": f"{settings.template}, labels {settings.label_rule}, tags {settings.tag_policy}",
-            "seed": str(config.run.seed),
-        },
-        "figures": {"training loss at the end": state["loss"], "samples seen": float(state["num_samples"])},
-    }
+    return make_card(config, stage, content["state"], content["meta"])

@@ -25,6 +25,7 @@ from llava_train.model.hf import Preparation, write_support
 from llava_train.model.onevision import PackedForward
 from llava_train.model.trainable import PartRow, parameter_groups, part_of, part_table, set_trainable
 from llava_train.train import checkpoint
+from llava_train.train.card import start_record
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.export import export_checkpoint, report_table
@@ -69,7 +70,12 @@ class Trainer:
         self.saver = Saver(stage.folder, self.engine, settings.checkpoint, ranks)
         self.num_steps = total_steps(data.steps_per_epoch, settings.epochs, settings.max_steps)
         self.state = TrainState()
-        self._meta = {**resume_meta(config, stage, ranks.world_size), "data": data.num_samples_by_source}
+        self._meta = {
+            **resume_meta(config, stage, ranks.world_size),
+            "data": data.num_samples_by_source,
+            "num_refused": len(data.refused),
+            "start": start_record(config, stage),
+        }
         self._saved_step = 0
         self._trained: set[str] = {row.part for row in self.parts if row.num_trainable}
         self._console = console(ranks.is_first)
@@ -99,7 +105,9 @@ class Trainer:
         for line in passed_over:
             self._console.print(f"damaged: {line}", highlight=False)
         if newest is not None:
-            changed = differences(checkpoint.read_state(newest)["meta"]["data"], self._meta["data"])
+            saved = checkpoint.read_state(newest)["meta"]
+            self._meta["start"] = saved["start"]  # as it was then: the start's folder may be gone
+            changed = differences(saved["data"], self._meta["data"])
             refuse(self.stage, [f"samples of {line}" for line in changed])
             self.state = checkpoint.load(newest, self.engine)
             self._saved_step = self.state.step

@@ -15,6 +15,7 @@ from llava_train.data.image import open_image
 from llava_train.data.media import make_video_reader
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.model.loading import plain_lines, processor_lines
+from llava_train.train.card import refresh_card
 from llava_train.train.distributed import Ranks
 from llava_train.train.evaluate import Prediction, TaskResult
 from llava_train.train.metrics import console, read_metrics
@@ -26,7 +27,10 @@ ITEM_WIDTH = 4.0  # inches
 
 
 def report(config: Config, results: dict[str, dict[str, TaskResult]], ranks: Ranks) -> None:
-    """Prints the table and writes `report/samples.png` and `report/loss.png` in the run's folder, on rank 0."""
+    """Prints the table, writes `report/samples.png` and `report/loss.png` in the run's folder, on rank 0.
+
+    The cards of the stages get their accuracies.
+    """
     if not ranks.is_first:
         return
     out = console()
@@ -35,6 +39,8 @@ def report(config: Config, results: dict[str, dict[str, TaskResult]], ranks: Ran
     folder.mkdir(parents=True, exist_ok=True)
     draw_losses(stages, folder / "loss.png")
     if results:
+        for stage in stages:
+            refresh_card(config, stage)
         out.print(accuracy_table(results))
         draw_samples(config, results[stages[-1].name], folder / "samples.png")
         out.print(f"held-out questions and answers  {folder / 'samples.png'}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from llava_train.config.schema import VideoConfig
 from llava_train.model.hf import Preparation, checkpoint_geometry, write_support
 from llava_train.model.tensorfile import Spec, Written, file_sha256, write_tensors
 from llava_train.train.checkpoint import manifest_text
+from llava_train.train.state import TrainState
 
 STAGE, STEP = "onevision", 7
-STATE = {"step": STEP, "num_samples": 28, "num_tokens": 900, "num_supervised": 90, "loss": 1.25, "seconds": 3.0}
+STATE = asdict(TrainState(STEP, num_samples=28, num_tokens=900, num_supervised=90, loss=1.25, seconds=3.0))
 
 
 def write_stage(
