@@ -27,7 +27,7 @@ from llava_train.model.hf import (
     write_card,
     write_weights,
 )
-from llava_train.model.memory import peak_memory
+from llava_train.model.memory import peak_memory, restart_peak
 from llava_train.model.prove import Check, prove
 from llava_train.model.tensorfile import SlicedFiles, Spec
 from llava_train.train import checkpoint
@@ -81,6 +81,7 @@ def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
 
     Returns the report. Raises RunError, and leaves `out` as it was, where a check fails or the files do not fit.
     """
+    restart_peak()
     before = peak_memory()
     base = stage_dir / checkpoint.BASE
     config: Any = LlavaOnevisionConfig.from_pretrained(base)
