@@ -20,7 +20,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from llava_train.config.schema import VideoConfig
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.processor import aspect_ratio, processor_files
-from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_template
+from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_name, chat_template
 from llava_train.model.card import Card, card_record, render_card
 from llava_train.model.tensorfile import Spec, bytes_of, write_tensors
 
@@ -95,7 +95,7 @@ def write_support(
     if geometry.mode == "square":  # transformers has no such mode: its files keep the grid of the config
         geometry = checkpoint_geometry(config)
     _write_json(folder / "config.json", _config(config, geometry, dtype))
-    _write_json(folder / "generation_config.json", _generation_config(tokenizer))
+    _write_json(folder / "generation_config.json", _generation_config(tokenizer, preparation.template))
     _write_tokenizer(folder, tokenizer, preparation.template)
     chat = chat_template(preparation.template, preparation.tag_policy)
     (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
@@ -274,10 +274,16 @@ def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype
     return content
 
 
-def _generation_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Qwen2 ends at <|im_end|> and its padding, <|endoftext|>; Vicuna, padded with <unk> or nothing, at </s> alone."""
+def _generation_config(tokenizer: PreTrainedTokenizerBase, template: TemplateName) -> dict[str, Any]:
+    """Qwen2 ends at <|im_end|> and its padding, <|endoftext|>; Vicuna, padded with <unk> or nothing, at </s> alone.
+
+    A base model's own end token is not the one that its answers were trained to end with: <|im_end|> joins it.
+    """
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ends = [end] if pad in (end, None, tokenizer.unk_token_id) else [end, pad]
+    learned = tokenizer.get_vocab().get("<|im_end|>") if chat_name(template) == "qwen" else None
+    if learned is not None and learned not in ends:
+        ends.insert(0, learned)
     return {"eos_token_id": ends, "pad_token_id": end if pad is None else pad}
 
 

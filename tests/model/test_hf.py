@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,15 @@ def test_config_holds_the_geometry_and_both_forms_of_rope(loaded, tmp_path):
     ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     ids = [loaded.tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     assert ends == {"eos_token_id": ids, "pad_token_id": ids[1]}
+
+
+def test_a_base_models_answers_end_where_they_were_trained_to(loaded, tmp_path):
+    base = deepcopy(loaded.tokenizer)
+    base.eos_token = "<|endoftext|>"
+    notes = Preparation(checkpoint_geometry(loaded.model.config), "qwen", "front", VideoConfig(1.0, 4))
+    write_checkpoint(tmp_path / "out", loaded.model.state_dict().items(), loaded.model.config, base, notes, CARD)
+    ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
+    assert base.convert_ids_to_tokens(ends) == ["<|im_end|>", "<|endoftext|>"]
 
 
 def export_vicuna(out, **options):
