@@ -38,10 +38,11 @@ print(processor.decode(answer, skip_special_tokens=True))
 """
 
 PIPELINE = """\
+from PIL import Image
 from transformers import pipeline
 
 ask = pipeline("image-text-to-text", model={folder!r}, dtype="auto")
-content = [{{"type": "image", "image": {image!r}}}, {{"type": "text", "text": {question!r}}}]
+content = [{{"type": "image", "image": Image.open({image!r})}}, {{"type": "text", "text": {question!r}}}]
 turns = ask(text=[{{"role": "user", "content": content}}], max_new_tokens=64)
 print(turns[0]["generated_text"][-1]["content"])
 """

@@ -53,9 +53,12 @@ def ask(folder, cases):
 def main(task_file, out_file):
     task = torch.load(task_file, weights_only=False)
     loaded = {folder: load(folder, inputs, task["texts"][folder]) for folder, inputs in task["folders"].items()}
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(task["lines"], {})
-    seen = {"version": transformers.__version__, "loaded": loaded, "printed": printed.getvalue()}
+    printed = []
+    for lines in task["lines"]:
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            exec(lines, {})
+        printed.append(told.getvalue())
+    seen = {"version": transformers.__version__, "loaded": loaded, "printed": printed}
     torch.save(seen | ask(task["asked"], task["cases"]), out_file)
 
 
