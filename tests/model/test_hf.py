@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 import weakref
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 

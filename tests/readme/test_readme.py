@@ -6,10 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from original_format import source_model, write_full, write_tower
+from stage_folders import write_stage
 
 from llava_train.cli.main import VERBS, main
 from llava_train.config.assets import shipped_recipes
-from llava_train.model.tiny import make_tiny
+from llava_train.model.tiny import byte_tokenizer, make_tiny
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -50,6 +52,15 @@ def test_commands_run(command, own, capsys):
     verb = words.pop(0) if words[0] in VERBS else "check"
     words = [own.get(word, word) for word in words]
     words = [f"data.root={ROOT / 'data/tiny'}" if word == "data.root=DIR" else word for word in words]
+    model = source_model()
+    if verb == "export":
+        write_stage(Path("runs/tiny"), model, byte_tokenizer())
+    if verb == "convert":  # the original's folders do not tell the tower's sizes, so a tiny one is given
+        words = [
+            f"original={write_full(Path('theirs'), model)}",
+            "out=out",
+            f"vision_tower={write_tower(Path('t'), model)}",
+        ]
     if verb == "generate":
         image = next((ROOT / "data/tiny/images").iterdir())
         words = ["model.init=model", words[1], f"images=[{image}]", "max_new_tokens=2"]
