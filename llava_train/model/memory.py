@@ -5,8 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # version of control groups -> folder below /sys/fs/cgroup, files of the limit and the use, entry that can be reclaimed
 _GROUPS = {
     2: ("", "memory.max", "memory.current", "inactive_file"),
@@ -16,8 +18,18 @@ _GROUPS = {
 
 def peak_memory() -> int:
     """Resident memory of this process at its highest, pages of files that it has mapped included."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.is_file() else []
+    for line in lines:  # getrusage would count what the parent held when it started this process
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def restart_peak() -> None:
+    """Lets `peak_memory` begin anew from what is held now, where the system can; else it goes on from the start."""
+    with suppress(OSError):
+        _CLEAR.write_text("5")  # Linux, proc_pid_clear_refs(5): sets VmHWM to VmRSS
 
 
 def available_memory(root: Path = Path("/")) -> int:

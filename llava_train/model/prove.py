@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +38,7 @@ from llava_train.config.errors import RunError
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.model.hf import INDEX_FILE, WEIGHTS_FILE, checkpoint_geometry, expected_specs
 from llava_train.model.memory import available_memory, peak_memory
-from llava_train.model.tensorfile import DTYPES, Spec, bytes_of
+from llava_train.model.tensorfile import ALIGNMENT, DTYPES, Spec, bytes_of
 
 Read = Callable[[str], torch.Tensor]  # a parameter by its own name, in the dtype of the export
 
@@ -54,7 +56,7 @@ OLDER_MODULES = ("model.vision_tower.", "model.vision_tower.vision_model.")
 QUESTION = "What is shown?"
 COMPARED_TOKENS = 8  # the last of the prompt
 MEMORY_FACTOR, MEMORY_SLACK = 1.3, 1 << 30  # host memory for a forward of the model, over its own bytes
-ALIGNMENT = 64  # bytes; kernels may round otherwise where a weight lies across it
+MAX_SECONDS = 600  # that the comparison of logits may take, by estimate: other ranks wait meanwhile
 
 
 @dataclass(frozen=True)
@@ -119,19 +121,27 @@ def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors"))
 
 
+def _places(folder: Path) -> dict[str, Path]:
+    """The file of each key."""
+    places: dict[str, Path] = {}
+    for shard in _shards(folder):
+        with safe_open(shard, framework="pt") as file:
+            places |= dict.fromkeys(file.keys(), shard)
+    return places
+
+
 def _stored(folder: Path) -> dict[str, Spec]:
     """What the files hold, by their headers; as the index says, where there is one."""
     specs: dict[str, Spec] = {}
-    places: dict[str, str] = {}
+    places = _places(folder)
     for shard in _shards(folder):
         with safe_open(shard, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118
+            for key in (key for key, place in places.items() if place == shard):
                 part = file.get_slice(key)
                 specs[key] = Spec(DTYPES[part.get_dtype()], tuple(part.get_shape()))
-                places[key] = shard.name
     index = folder / INDEX_FILE
     expected = json.loads(index.read_text())["weight_map"] if index.exists() else dict.fromkeys(specs, WEIGHTS_FILE)
-    if wrong := _differences(places, expected):
+    if wrong := _differences({key: shard.name for key, shard in places.items()}, expected):
         raise _Refuted(f"the index does not fit the files: {wrong}")
     return specs
 
@@ -151,13 +161,13 @@ def _hashes(folder: Path, hashes: Mapping[str, str]) -> tuple[str, dict[str, flo
     own_names = {older_module(name): name for name in hashes}
     found: dict[str, str] = {}
     num_bytes = 0
-    for shard in _shards(folder):
-        with safe_open(shard, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                data = bytes_of(file.get_tensor(key))
-                name = older_name(key)
-                found[own_names.get(name, name)] = hashlib.sha256(data).hexdigest()
-                num_bytes += len(data)
+    for key, shard in _places(folder).items():
+        with safe_open(shard, framework="pt") as file:  # anew each time: what is mapped stays in memory until closed
+            data = bytes_of(file.get_tensor(key))
+            name = older_name(key)
+            found[own_names.get(name, name)] = hashlib.sha256(data).hexdigest()
+            num_bytes += len(data)
+            del data
     if wrong := _differences(found, hashes):
         raise _Refuted(f"not what was handed over to be written: {wrong}")
     files = len(_shards(folder))
@@ -229,19 +239,47 @@ def _dtype(folder: Path) -> torch.dtype:
 
 def _logits(folder: Path, config: LlavaOnevisionConfig, read: Read) -> tuple[str, dict[str, float]]:
     """Of the model made of the run's own tensors, and of the one that transformers loads from the folder."""
-    needed = sum(spec.num_bytes for spec in _stored(folder).values()) * MEMORY_FACTOR + MEMORY_SLACK
+    specs = _stored(folder).values()
+    needed = sum(spec.num_bytes for spec in specs) * MEMORY_FACTOR + MEMORY_SLACK
     left = available_memory()
     if left < needed:
         raise _NotDone(f"needs {needed / 1e9:.1f} GB of host memory, {left / 1e9:.1f} GB are left")
     inputs = _prompt(folder)
-    ours = _forward(lambda: _assembled(config, _dtype(folder), read), inputs)
-    theirs = _forward(lambda: _loaded(folder), inputs)
+    with _all_cores():
+        operations = 2 * 2 * inputs["input_ids"].numel() * sum(math.prod(spec.shape) for spec in specs)
+        seconds = operations / _speed(_dtype(folder))
+        if seconds > MAX_SECONDS:
+            raise _NotDone(f"would take about {seconds / 60:,.0f} minutes on this machine's processor")
+        ours = _forward(lambda: _assembled(config, _dtype(folder), read), inputs)
+        theirs = _forward(lambda: _loaded(folder), inputs)
     if bytes_of(ours) != bytes_of(theirs):
         raise _Refuted(f"differ by up to {(ours - theirs).abs().max().item():.3g} from those of the run's own tensors")
     finite = "" if ours.isfinite().all() else ", not all finite"
     tokens = inputs["input_ids"].shape[1]
     told = f"equal bit for bit to those of the run's own tensors, {tokens:,} tokens with an image{finite}"
     return told, {"max_difference": 0.0}
+
+
+def _speed(dtype: torch.dtype) -> float:
+    """Operations a second of a product like those of a layer; the better of two, since the first one warms up."""
+    rows, weight = torch.ones(64, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        rows @ weight.T
+        seconds.append(time.perf_counter() - began)
+    return 2 * rows.numel() * len(weight) / min(seconds)
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Launchers leave one core to each rank; the others wait while one of them exports."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _LOADING: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "attn_implementation": "sdpa"}
@@ -268,7 +306,7 @@ def _forward(make: Callable[[], LlavaOnevisionForConditionalGeneration], inputs:
     """fp32 logits; the model is gone from memory afterwards."""
     model: Any = make().eval()
     for parameter in model.parameters():
-        if parameter.data_ptr() % ALIGNMENT:
+        if parameter.data_ptr() % ALIGNMENT:  # kernels may round otherwise where a weight lies across it
             parameter.data = parameter.data.clone()
     pixels = inputs["pixel_values"].to(model.dtype)
     with torch.inference_mode():

@@ -28,6 +28,7 @@ NAMES = {
     torch.bool: "BOOL",
 }
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
+ALIGNMENT = 64  # bytes at a multiple of which the tensors begin, so that kernels can use them where they are mapped
 CHUNK = 1 << 24  # bytes hashed and written at a time
 
 
@@ -90,7 +91,7 @@ def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
         header[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin on a multiple of 8 bytes
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 

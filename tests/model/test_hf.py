@@ -96,6 +96,12 @@ def test_tensors_are_taken_one_by_one(loaded, tmp_path, monkeypatch):
     assert on_disk[-1] >= sum(sizes[:-2])
 
 
+def test_tensors_begin_where_kernels_can_use_them(loaded, tmp_path):
+    write(tmp_path / "out", loaded)
+    begin = (tmp_path / "out" / "model.safetensors").read_bytes()[:8]
+    assert (8 + int.from_bytes(begin, "little")) % 64 == 0
+
+
 def test_tensors_may_come_in_another_order(loaded, tmp_path):
     write(tmp_path / "one", loaded)
     write(tmp_path / "other", loaded, reversed(loaded.model.state_dict().items()))

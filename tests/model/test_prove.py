@@ -15,6 +15,7 @@ from llava_train.config.errors import RunError
 from llava_train.config.schema import VideoConfig
 from llava_train.model import hf, prove
 from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_support, write_weights
+from llava_train.model.memory import peak_memory, restart_peak
 from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
 
 NORMS = ("model.language_model.layers.0.input_layernorm.weight", "model.language_model.layers.1.input_layernorm.weight")
@@ -181,3 +182,27 @@ def test_logits_are_left_out_with_the_reason_where_memory_does_not_allow(export,
     assert all(check.done for check in others)
     assert not logits.done
     assert logits.told == "needs 1.1 GB of host memory, 1.0 GB are left"
+
+
+def test_logits_are_left_out_where_they_would_take_too_long(export, monkeypatch):
+    """Worked case: 2 models x 2 operations x tokens x weights at 1e4 a second."""
+    monkeypatch.setattr(prove, "_speed", lambda _: 1e4)
+    logits = export.prove()[-1]
+    assert not logits.done
+    tokens = prove._prompt(export.folder)["input_ids"].numel()
+    minutes = 4 * tokens * sum(tensor.numel() for tensor in export.tensors.values()) / 1e4 / 60
+    assert minutes > 10
+    assert logits.told == f"would take about {minutes:.0f} minutes on this machine's processor"
+
+
+def test_hashing_keeps_no_shard_in_memory(export):
+    """Each tensor is let go before the next is read."""
+    config = tiny_config(byte_tokenizer(), tied=False)
+    config.text_config.vocab_size = 2**19  # 134 MB for each of two tensors
+    specs = expected_specs(config, torch.float32)
+    hashes = write_weights(export.folder, specs, ((name, torch.ones(spec.shape)) for name, spec in specs.items()))
+    restart_peak()
+    before = peak_memory()
+    prove._hashes(export.folder, hashes)
+    largest = 2**19 * 64 * 4
+    assert peak_memory() - before < 1.5 * largest
