@@ -11,7 +11,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-all lint lock wheel clean
+.PHONY: demo test test-faults test-slow test-all lint lock wheel clean
 
 demo: $(INSTALLED)
 	$(PY) data/scripts/make_demo.py --seed $(SEED)
@@ -20,6 +20,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest
+
+# Every fault that the checkpoints are meant to stand, at length.
+test-faults: $(INSTALLED)
+	$(PY) -m pytest tests/faults -m "slow or not slow"
 
 test-slow: $(INSTALLED)
 	$(PY) -m pytest -m "slow and not gpu and not slurm"

@@ -179,7 +179,7 @@ def retire(stage_dir: Path, policy: CheckpointConfig) -> None:
 
 def remove(folder: Path) -> None:
     """Renamed first, so that a removal that is cut off leaves no folder that looks whole."""
-    beside = folder.with_name(folder.name + PARTIAL)
+    beside = folder.with_name(f"{folder.name}.old{PARTIAL}")  # not the name under which its successor is being written
     shutil.rmtree(beside, ignore_errors=True)
     folder.rename(beside)
     flush(folder.parent)

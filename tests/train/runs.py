@@ -29,17 +29,26 @@ def start_apart(num_ranks: int, *words: str, **options) -> list[Popen]:
 
     The first is the leader of a process group that all are in.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     processes: list[Popen] = []
     for rank in range(num_ranks):
-        place = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": str(num_ranks), "SLURM_LOCALID": str(rank)}
-        environ = os.environ | _ENVIRON | place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environ = os.environ | _ENVIRON | rank_environ(rank, num_ranks, port)
         leader = processes[0].pid if processes else 0
         command = [sys.executable, *words]
         processes.append(Popen(command, **{**_OUTPUT, "env": environ, "process_group": leader, **options}))
     return processes
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def rank_environ(rank: int, num_ranks: int, port: int) -> dict[str, str]:
+    """What srun tells a task."""
+    place = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": str(num_ranks), "SLURM_LOCALID": str(rank)}
+    return place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def training(folder: Path, *overrides: str) -> list[str]:
