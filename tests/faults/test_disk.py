@@ -53,7 +53,7 @@ def test_a_full_disk_is_told_and_told_again_before_the_next_start(small_disk, un
     folder, ballast = small_disk / "run", small_disk / "ballast"
     job = Job(folder, *SETTINGS)
     job.wait_for_step(4)
-    with pytest.raises(OSError), ballast.open("wb", buffering=0) as file:
+    with pytest.raises(OSError), ballast.open("wb", buffering=0) as file:  # noqa: PT012
         while True:
             file.write(bytes(2**12))
     told = " ".join(job.end(2).split())
