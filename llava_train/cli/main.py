@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -19,6 +20,8 @@ VERBS = {
     "export": "turn a run's checkpoint into a Hugging Face folder: run.dir=DIR [stage=NAME] [step=N] out=DIR",
     "convert": "turn a checkpoint of the original trainer into a Hugging Face folder: original=DIR out=DIR",
 }
+_REFUSALS = {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT}  # of a file system, to whoever asks
+_ELSEWHERE = "make room, or give the right to write there, or choose another folder: run.dir=DIR or out=DIR"
 _HELP = """\
 usage: python -m llava_train [VERB] +recipe=NAME [KEY=VALUE ...]
 
@@ -67,6 +70,10 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_CODE
     except (DataError, RunError) as error:
         print(error, file=sys.stderr)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        print(f"{error}\n    -> {_ELSEWHERE}", file=sys.stderr)
     return 2
 
 

@@ -56,6 +56,7 @@ class StageData:
             prefetch_factor=2 if workers else None,
             collate_fn=to_arrays,  # type: ignore[arg-type]  # without batching it is given the item itself
             worker_init_fn=follow_parent,
+            multiprocessing_context="fork" if workers else None,  # its parent must be this process: see follow_parent
         )
         with shielded():
             items = iter(loader)

@@ -27,7 +27,7 @@ def shielded() -> Iterator[None]:
 
 
 def follow_parent(_worker_id: int = 0) -> None:
-    """In a shielded process of `multiprocessing`: it ends at its parent's SIGTERM, or within seconds of its parent."""
+    """For a shielded process that `multiprocessing` forked: ends it at its parent's SIGTERM, or soon after it."""
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

@@ -36,7 +36,7 @@ def test_a_signal_to_every_process_saves_the_step(tmp_path, unbroken, number):
     job = Job(tmp_path, *settings, "data.num_workers=1")
     job.wait_for_step(3)
     everything = job.everything()
-    assert len(everything) == 2
+    assert len(everything) > 1  # data workers and their video readers too
     job.signal(number, *everything)
     assert 3 <= stopped_step(tmp_path, job.end(75)) <= 6
     time.sleep(0.5)
@@ -85,7 +85,7 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path):
     job = Job(tmp_path, zero(0), "data.num_workers=1")
     job.wait_for_step(3)
     everything = job.everything()
-    assert len(everything) == 2
+    assert len(everything) > 1  # data workers and their video readers too
     job.kill()
     deadline = time.monotonic() + 20
     while alive(everything):

@@ -9,15 +9,16 @@ import sys
 from llava_train.config.load import load
 from llava_train.train.build import build_data, build_model, build_trainer
 from llava_train.train.distributed import start_ranks
+from llava_train.train.signals import StopSignal
 from llava_train.train.stages import pending_stages
 
 RECIPE = ["+recipe=tiny", "~stages.projector", "data.num_workers=0"]
 
 if __name__ == "__main__":
-    with start_ranks() as ranks:
+    with StopSignal() as stop, start_ranks() as ranks:
         for line in sys.argv[1:]:
             config = load([*RECIPE, *shlex.split(line)])
             for stage in pending_stages(config, ranks):
                 model = build_model(config, stage, ranks)
                 data = build_data(config, stage, model, ranks)
-                build_trainer(config, stage, model, data, ranks).run()
+                build_trainer(config, stage, model, data, ranks, stop).run()
