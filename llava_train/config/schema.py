@@ -108,6 +108,21 @@ class CheckpointConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters in the linear layers of one part, whose own weights are then frozen (Hu et al. 2021)."""
+
+    rank: int
+    alpha: float  # the update is scaled by alpha / rank, with rslora by alpha / sqrt(rank)
+    targets: str | list[str] = (
+        "all"  # ends of module names within the part, such as [q_proj, v_proj]; all = every linear
+    )
+    dropout: float = 0.0  # of what the adapters read
+    rslora: bool = False
+    dora: bool = False  # adapt the direction of a weight, and train its norm by column apart (Liu et al. 2024)
+    init: str = "default"  # of A and B, as PEFT names it in init_lora_weights; default: B is zero
+
+
+@dataclass
 class StageConfig:
     mixture: str  # name of a file in data/mixtures, or path of a mixture YAML
     learning_rate: LearningRates
@@ -116,7 +131,7 @@ class StageConfig:
     global_batch_size: int  # samples per optimiser step, over all ranks
     schedule: ScheduleConfig
     optimizer: OptimizerConfig
-    template: Literal["plain", "qwen", "vicuna"]
+    template: Literal["plain", "qwen", "vicuna", "checkpoint"]  # checkpoint: the chat template of the stage's start
     label_rule: Literal["clean", "original"]
     tag_policy: Literal["front", "keep"]
     max_length: int  # tokens of one sample, visual ones included
@@ -127,6 +142,8 @@ class StageConfig:
     zero: ZeroConfig
     gradient_checkpointing: bool
     checkpoint: CheckpointConfig
+    lora: dict[str, LoraConfig] = field(default_factory=dict)  # by part; its learning rate is the adapters' then
+    load_in: Literal["none", "4bit", "8bit"] = "none"  # of the language model's frozen linear layers, by bitsandbytes
 
 
 @dataclass
