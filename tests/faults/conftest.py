@@ -9,6 +9,14 @@ def server():
     start_server()
 
 
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """A failed test must not leave runs behind: they would wait for ever, and who reads the tests' output with them."""
+    yield
+    while Job.started:
+        Job.started.pop().kill()
+
+
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory):
     """The folder of a run with these settings that nothing disturbed; each is run once."""

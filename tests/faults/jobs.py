@@ -8,6 +8,7 @@ from contextlib import suppress
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import ClassVar
 
 import commands
 import pytest
@@ -57,6 +58,8 @@ def checkpoints(**values: object) -> str:
 class Job:
     """One command on some ranks, each a process of its own without a launcher, as srun starts them."""
 
+    started: ClassVar[list["Job"]] = []
+
     def __init__(self, folder: Path, *overrides: str, num_ranks: int = 1):
         self.folder, self.stage = folder, folder / STAGE
         words = [*_WORDS, f"run.dir={folder}", *overrides]
@@ -68,6 +71,7 @@ class Job:
             process = _CONTEXT.Process(target=commands.run, args=(words, environ, log.name))
             process.start()
             self.ranks.append(process)
+        self.started.append(self)
 
     def out(self, rank: int = 0) -> str:
         return self._logs[rank].read_text()
