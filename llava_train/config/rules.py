@@ -24,6 +24,9 @@ CONFIG_BOUNDS = (
     ("data.max_pixels", ">", 0),
     ("evaluation.batch_size", ">=", 1),
     ("evaluation.max_new_tokens", ">=", 1),
+    ("evaluation.every", ">=", 0),
+    ("evaluation.held_out", ">=", 0),
+    ("evaluation.patience", ">=", 0),
     ("log.every", ">=", 1),
     ("preview.count", ">=", 0),
 )
@@ -143,9 +146,10 @@ def attention_fits_precision(config: Config) -> Iterator[Fault]:
 
 def data_file_is_readable(config: Config) -> Iterator[Fault]:
     allowed = (*RECORD_SUFFIXES, ".yaml", ".yml")
-    if config.data.file and Path(config.data.file).suffix not in allowed:
-        remedy = f"allowed: records in {' '.join(RECORD_SUFFIXES)}, a mixture in .yaml"
-        yield Fault("data.file", f"{config.data.file} is of no known kind", remedy)
+    for key, file in (("data.file", config.data.file), ("evaluation.file", config.evaluation.file)):
+        if file and Path(file).suffix not in allowed:
+            remedy = f"allowed: records in {' '.join(RECORD_SUFFIXES)}, a mixture in .yaml"
+            yield Fault(key, f"{file} is of no known kind", remedy)
 
 
 def data_root_is_set(config: Config) -> Iterator[Fault]:
@@ -162,6 +166,31 @@ def tasks_have_files(config: Config) -> Iterator[Fault]:
             yield Fault(f"{key}.file", f"{shown(task.file)} is no record file", f"allowed: {' '.join(RECORD_SUFFIXES)}")
         if task.limit < 0:
             yield Fault(f"{key}.limit", f"{task.limit} is out of range", "allowed: >= 0, and 0 means all")
+
+
+def held_out_loss_has_samples(config: Config) -> Iterator[Fault]:
+    evaluation, measured = config.evaluation, config.evaluation.every > 0
+    if evaluation.file and evaluation.held_out > 0:
+        yield Fault("evaluation.held_out", "is set, and so is evaluation.file", "set one of them")
+    if evaluation.held_out >= 1 and evaluation.held_out % 1:
+        problem = f"{evaluation.held_out} is neither a number of samples nor a share"
+        yield Fault("evaluation.held_out", problem, "allowed: a whole number, or a share below 1")
+    if measured and not (evaluation.file or evaluation.held_out):
+        remedy = "set evaluation.held_out=0.05, or a file of samples: evaluation.file=FILE"
+        yield Fault("evaluation.every", f"is {evaluation.every}, and no sample is held out", remedy)
+    ignored = {"file": evaluation.file, "held_out": evaluation.held_out > 0, "patience": evaluation.patience > 0}
+    for key, is_set in ignored.items():
+        if is_set and not measured:
+            problem = "is set, and no held-out loss is measured: evaluation.every is 0"
+            yield Fault(f"evaluation.{key}", problem, "set evaluation.every=N, in optimiser steps")
+
+
+def best_is_measured(config: Config) -> Iterator[Fault]:
+    for name, stage in config.stages.items():
+        if stage.checkpoint.best == "held_out_loss" and not config.evaluation.every:
+            key = f"stages.{name}.checkpoint.best"
+            remedy = "set evaluation.every=N and evaluation.held_out=0.05 or evaluation.file=FILE"
+            yield Fault(key, "is held_out_loss, which is never measured", remedy)
 
 
 def trackers_once(config: Config) -> Iterator[Fault]:
@@ -308,6 +337,8 @@ RULES: tuple[Rule, ...] = (
     data_file_is_readable,
     data_root_is_set,
     tasks_have_files,
+    held_out_loss_has_samples,
+    best_is_measured,
     trackers_once,
     preview_stage_exists,
 )

@@ -102,7 +102,9 @@ class CheckpointConfig:
     every: int  # optimiser steps between checkpoints; 0 = only at the end of the stage
     keep: int  # the last N stay
     keep_every: int  # those of steps divisible by this stay as well; 0 = none
-    best: Literal["none", "loss"]  # the one with the lowest mean loss since the one before stays as well
+    # The one with the lowest stays as well. loss: mean since the checkpoint before. held_out_loss: each new minimum is
+    # saved, and the stage's `hf` comes from the last of them.
+    best: Literal["none", "loss", "held_out_loss"]
     background: bool  # write while training goes on, from a copy in host memory (12 bytes a trained parameter)
     export_every: int  # optimiser steps between `hf-STEP` folders beside the `hf` of the end; 0 = none
 
@@ -156,9 +158,15 @@ class TaskConfig:
 
 @dataclass
 class EvaluationConfig:
+    """What is asked of each stage's export, and the loss that is measured while a stage trains."""
+
     tasks: dict[str, TaskConfig]
     batch_size: int
     max_new_tokens: int
+    every: int = 0  # optimiser steps between held-out losses, beside one before the first and one at the end; 0 = none
+    file: str = ""  # of the held-out samples: JSON, JSONL or mixture YAML; "" = `held_out` of each stage's own
+    held_out: int | float = 0  # samples of a stage that it does not train on: from 1 a number, below a share
+    patience: int = 0  # held-out losses without a new minimum that end a stage; 0 = never
 
 
 @dataclass

@@ -30,6 +30,7 @@ def broken(config: Config, **values: object) -> Config:
 
 
 STAGE = "stages.onevision"
+MEASURED = {"evaluation__every": 2, "evaluation__held_out": 0.05}
 CASES = [
     ({"run__name": "a/b"}, "run.name", "no /, no leading dot"),
     ({"run__name": ""}, "run.name", "not empty"),
@@ -47,6 +48,17 @@ CASES = [
     ({"data__max_pixels": 0}, "data.max_pixels", "> 0"),
     ({"evaluation__batch_size": 0}, "evaluation.batch_size", ">= 1"),
     ({"evaluation__max_new_tokens": 0}, "evaluation.max_new_tokens", ">= 1"),
+    ({"evaluation__every": -1}, "evaluation.every", ">= 0"),
+    ({"evaluation__held_out": -0.1}, "evaluation.held_out", ">= 0"),
+    ({"evaluation__patience": -1}, "evaluation.patience", ">= 0"),
+    ({"evaluation__every": 2, "evaluation__file": "a.txt"}, "evaluation.file", ".json .jsonl"),
+    ({"evaluation__every": 2}, "evaluation.every", "evaluation.held_out=0.05"),
+    ({**MEASURED, "evaluation__file": "a.json"}, "evaluation.held_out", "set one of them"),
+    ({**MEASURED, "evaluation__held_out": 2.5}, "evaluation.held_out", "a share below 1"),
+    ({"evaluation__held_out": 5}, "evaluation.held_out", "evaluation.every=N"),
+    ({"evaluation__file": "a.json"}, "evaluation.file", "evaluation.every=N"),
+    ({"evaluation__patience": 3}, "evaluation.patience", "evaluation.every=N"),
+    ({"s__checkpoint__best": "held_out_loss"}, f"{STAGE}.checkpoint.best", "evaluation.held_out=0.05"),
     ({"log__every": 0}, "log.every", ">= 1"),
     ({"log__trackers": ["wandb", "wandb"]}, "log.trackers", "name each once"),
     ({"preview__count": -1}, "preview.count", ">= 0"),
