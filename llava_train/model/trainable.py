@@ -1,8 +1,9 @@
-"""Which parameters train: three parts, each at one learning rate or frozen."""
+"""Which parameters train: three parts, each whole, by adapters, or frozen."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,8 @@ PATTERNS: dict[Part, re.Pattern[str]] = {
     "projector": re.compile(r"^model\.multi_modal_projector\."),
     "language_model": re.compile(r"^(model\.language_model\.|lm_head\.|model\.image_newline$)"),
 }
-NO_DECAY = re.compile(r"(\.bias$|norm\d?\.weight$|layernorm\.weight$|image_newline$)")
+NO_DECAY = re.compile(r"(\.bias$|norm\d?\.weight$|layernorm\.weight$|image_newline$|\.lora_magnitude_vector\.)")
+_ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)(\.|$)")
 
 
 def part_of(name: str) -> Part:
@@ -30,6 +32,11 @@ def part_of(name: str) -> Part:
     if len(parts) != 1:
         raise ValueError(f"parameter {name} belongs to {parts or 'no part'}; it must belong to exactly one of {PARTS}")
     return parts[0]
+
+
+def is_adapter(name: str) -> bool:
+    """Whether PEFT's name of a parameter is that of an adapter's own."""
+    return _ADAPTER.search(name) is not None
 
 
 def is_unused(name: str, config: Any) -> bool:
@@ -44,11 +51,17 @@ def learning_rate_of(rates: LearningRates, part: Part) -> LearningRate:
     return getattr(rates, part)
 
 
-def set_trainable(hf_model: LlavaOnevisionForConditionalGeneration, rates: LearningRates) -> None:
-    """Every parameter of a part with a learning rate requires a gradient; frozen parts and unused parameters do not."""
+def set_trainable(
+    hf_model: LlavaOnevisionForConditionalGeneration, rates: LearningRates, adapted: Container[str] = ()
+) -> None:
+    """Every parameter of a part with a learning rate requires a gradient; frozen parts and unused parameters do not.
+
+    Of the parts in `adapted` only the adapters do. Call after they are injected.
+    """
     for name, parameter in hf_model.named_parameters():
-        frozen = learning_rate_of(rates, part_of(name)) == "frozen" or is_unused(name, hf_model.config)
-        parameter.requires_grad_(not frozen)
+        part = part_of(name)
+        frozen = learning_rate_of(rates, part) == "frozen" or is_unused(name, hf_model.config)
+        parameter.requires_grad_(not frozen and (part not in adapted or is_adapter(name)))
 
 
 def parameter_groups(

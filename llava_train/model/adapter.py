@@ -1,0 +1,199 @@
+"""Low-rank adapters in a model's own layers, and their folder as PEFT reads it.
+
+PEFT makes the layers; which get one is decided here, within each part and by full names. Parameters then have PEFT's
+names: `q_proj.base_layer.weight` is the frozen weight, `q_proj.lora_A.default.weight` the adapter's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.schema import LoraConfig
+from llava_train.model.tensorfile import Spec, write_tensors
+from llava_train.model.trainable import Part, is_adapter, is_unused, part_of
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+MODULES: dict[Part, str] = {
+    "vision_tower": "model.vision_tower",
+    "projector": "model.multi_modal_projector",
+    "language_model": "model.language_model",
+}
+_PEFT_PREFIX = "base_model.model."
+_ADAPTER_NAME = ".default"  # what PEFT calls an adapter that was given no name; left out in files
+INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian", "orthogonal": "orthogonal"}
+
+
+def inject(hf_model: LlavaOnevisionForConditionalGeneration, lora: Mapping[str, LoraConfig], seed: int) -> None:
+    """Puts adapters into the layers that `lora` names by part, in place; `seed` draws them.
+
+    Raises ConfigError where a target is no linear layer of its part.
+    """
+    config = peft_config(hf_model, lora)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, hf_model)
+    adapted = {part_of(name) for name, _ in hf_model.named_parameters() if is_adapter(name)}
+    assert adapted == set(lora), f"adapters in {adapted} instead of {set(lora)}"
+
+
+def peft_config(
+    hf_model: nn.Module, lora: Mapping[str, LoraConfig], base: str = "", saved: tuple[str, ...] = ()
+) -> Any:
+    """PEFT's form of the settings. base: name of the model below; saved: modules that are trained and stored whole."""
+    shared = next(iter(lora.values()))
+    largest = max(lora.values(), key=lambda settings: settings.rank)
+    return PeftConfig(
+        r=largest.rank,
+        lora_alpha=_whole(largest.alpha),
+        rank_pattern={_inside(part): settings.rank for part, settings in lora.items() if settings.rank != largest.rank},
+        alpha_pattern={
+            _inside(part): _whole(settings.alpha) for part, settings in lora.items() if settings.alpha != largest.alpha
+        },
+        target_modules="|".join(_pattern(hf_model, part, settings) for part, settings in lora.items()),
+        lora_dropout=shared.dropout,
+        use_rslora=shared.rslora,
+        use_dora=shared.dora,
+        init_lora_weights=INITS[shared.init],  # type: ignore[arg-type]
+        modules_to_save=list(saved) or None,
+        base_model_name_or_path=base,
+    )
+
+
+def _whole(alpha: float) -> Any:
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _inside(part: str) -> str:
+    """Pattern of the names of all modules of a part."""
+    return re.escape(MODULES[part]) + r"\..*"  # type: ignore[index]
+
+
+def _pattern(hf_model: Any, part: str, settings: LoraConfig) -> str:
+    """Pattern of the full names of the part's target modules; layers that the forward never reaches are no targets."""
+    prefix = MODULES[part] + "."  # type: ignore[index]
+    linear = {
+        name.removeprefix(prefix): module.weight
+        for name, module in hf_model.named_modules()
+        if name.startswith(prefix) and isinstance(module, nn.Linear) and not is_unused(name + ".", hf_model.config)
+    }
+    names = {name.rpartition(".")[2] for name in linear}
+    wanted = names if settings.targets == "all" else set(_listed(settings.targets))
+    absent = [name for name in sorted(wanted) if not any(f".{m}".endswith(f".{name}") for m in linear)]
+    if absent:
+        known = ", ".join(sorted(names))
+        problem = f"no linear layer of {part} is called {', '.join(absent)}"
+        raise ConfigError([Fault(f"lora.{part}.targets", problem, f"known there: {known}; or all")])
+    ends = "|".join(map(re.escape, sorted(wanted)))
+    if part != "vision_tower":
+        return rf"{re.escape(prefix)}(?:.*\.)?(?:{ends})"
+    layers = sorted({int(m[1]) for m in (re.match(r"encoder\.layers\.(\d+)\.", name) for name in linear) if m})
+    return rf"{re.escape(prefix)}encoder\.layers\.(?:{'|'.join(map(str, layers))})\.(?:.*\.)?(?:{ends})"
+
+
+def _listed(targets: str | list[str]) -> list[str]:
+    return [targets] if isinstance(targets, str) else targets
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without adapters: `q_proj.base_layer.weight` -> `q_proj.weight`."""
+    return name.replace(".base_layer.", ".")
+
+
+def peft_key(name: str) -> str:
+    """The key in an adapter's file of a trained parameter."""
+    name = name.replace(f"{_ADAPTER_NAME}.", ".")
+    return _PEFT_PREFIX + (name.removesuffix(".weight") if "lora_magnitude_vector" in name else name)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter of one weight [out, in]: A [r, in], B [out, r], DoRA's norms [out] or None; fp32, on CPU."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    magnitude: torch.Tensor | None
+    scaling: float
+
+    def merged(self, weight: torch.Tensor) -> torch.Tensor:
+        """W + s B A (LoRA), or m (W + s B A) / |W + s B A| with the norm of each row (DoRA); fp32."""
+        changed = weight.float() + self.scaling * (self.b.float() @ self.a.float())
+        if self.magnitude is None:
+            return changed
+        return changed * (self.magnitude.float() / changed.norm(dim=1))[:, None]
+
+
+def scaling(settings: LoraConfig) -> float:
+    """alpha / r, or alpha / sqrt(r) (Kalajdzievski 2023)."""
+    return settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
+
+
+def adapter_of(
+    name: str, lora: Mapping[str, LoraConfig], names: Mapping[str, Any], read: Callable[[str], torch.Tensor]
+) -> Adapter | None:
+    """The adapter of the plain parameter `name`, or None. names: all that `read` can give, in PEFT's names."""
+    module = name.removesuffix(".weight")
+    a = f"{module}.lora_A{_ADAPTER_NAME}.weight"
+    if a not in names:
+        return None
+    magnitude = f"{module}.lora_magnitude_vector{_ADAPTER_NAME}.weight"
+    norms = read(magnitude) if magnitude in names else None
+    return Adapter(read(a), read(a.replace(".lora_A.", ".lora_B.")), norms, scaling(lora[part_of(name)]))
+
+
+def write_adapter(folder: Path, config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """adapter_config.json and adapter_model.safetensors. tensors: what was trained, in the model's own names."""
+    by_key = {peft_key(name): tensor for name, tensor in tensors.items()}
+    specs = {key: Spec(tensor.dtype, tuple(tensor.shape)) for key, tensor in sorted(by_key.items())}
+    write_tensors(folder / WEIGHTS_FILE, specs, ((key, by_key[key]) for key in specs), {})
+    content = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+    content["inference_mode"] = True
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def attach_adapter(hf_model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
+    """Puts the adapter of a PEFT folder on a plain model, in place. Every key must fit: raises ConfigError."""
+    path = folder / CONFIG_FILE
+    if not (path.is_file() and (folder / WEIGHTS_FILE).is_file()):
+        raise _fault(f"{folder} holds no {CONFIG_FILE} with {WEIGHTS_FILE}", "name the adapter/ folder of a stage")
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    if config.peft_type != "LORA" or config.init_lora_weights not in (False, *INITS.values()):
+        told = f"{folder} is a {config.peft_type} adapter initialised by {config.init_lora_weights}"
+        raise _fault(told, "only LoRA that leaves its base's weights as they are is read")
+    saved, config.modules_to_save = config.modules_to_save or [], None  # their weights replace the model's own below
+    state = load_file(folder / WEIGHTS_FILE)
+    whole = {k: t for k, t in state.items() if not is_adapter(k)}
+    inject_adapter_in_model(config, hf_model)
+    wanted = {peft_key(name) for name, _ in hf_model.named_parameters() if is_adapter(name)}
+    wanted |= {_PEFT_PREFIX + name for name, _ in _of_modules(hf_model, saved)}
+    if wrong := sorted(wanted ^ state.keys()):
+        raise _fault(f"{folder} does not fit the model: {', '.join(wrong[:10])}", "take the model it was trained on")
+    parameters = dict(hf_model.named_parameters())
+    with torch.no_grad():
+        for key, tensor in whole.items():
+            parameters[key.removeprefix(_PEFT_PREFIX)].copy_(tensor)
+    loaded: Any = set_peft_model_state_dict(hf_model, {k: t for k, t in state.items() if k not in whole})
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    hf_model.requires_grad_(False)
+
+
+def _of_modules(hf_model: nn.Module, modules: list[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    ends = tuple(f".{module}." for module in modules)
+    return ((n, p) for n, p in hf_model.named_parameters() if not is_adapter(n) and any(e in f".{n}" for e in ends))
+
+
+def _fault(problem: str, remedy: str) -> ConfigError:
+    return ConfigError([Fault("adapter", problem, remedy)])
