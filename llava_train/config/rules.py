@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_train.config.errors import Fault
+from llava_train.config.generate_rules import GENERATE_RULES
 from llava_train.config.mixture import RECORD_SUFFIXES
 from llava_train.config.schema import Config, ConvertConfig, ExportConfig, GenerateConfig, StageConfig
 from llava_train.config.typed import nearest, shown
@@ -270,26 +271,6 @@ def vicuna_template_has_one_label_rule(key: str, stage: StageConfig) -> Iterator
         yield Fault(f"{key}.label_rule", problem, f"set {key}.label_rule=clean or {key}.template=qwen")
 
 
-def generate_has_a_start(config: GenerateConfig) -> Iterator[Fault]:
-    if not config.model.init:
-        yield Fault("model.init", "is empty", "set model.init=DIR_OR_HUB_NAME")
-
-
-def generate_has_a_prompt(config: GenerateConfig) -> Iterator[Fault]:
-    if not config.prompt.strip():
-        yield Fault("prompt", "is empty", "write 'prompt=What is shown?'")
-
-
-def generate_makes_tokens(config: GenerateConfig) -> Iterator[Fault]:
-    if config.max_new_tokens < 1:
-        yield Fault("max_new_tokens", f"{config.max_new_tokens} is out of range", "allowed: >= 1")
-
-
-def generate_names_videos_once(config: GenerateConfig) -> Iterator[Fault]:
-    if config.video and config.videos:
-        yield Fault("video", "is set, and so is videos", "use videos=[...] alone for several")
-
-
 def convert_reads_folders(config: ConvertConfig) -> Iterator[Fault]:
     for key in ("original", "base", "vision_tower"):
         folder = getattr(config, key)
@@ -349,12 +330,6 @@ STAGE_RULES: tuple[StageRule, ...] = (
     grid_fits_mode,
     plain_template_has_no_rules,
     vicuna_template_has_one_label_rule,
-)
-GENERATE_RULES: tuple[Rule, ...] = (
-    generate_has_a_start,
-    generate_has_a_prompt,
-    generate_makes_tokens,
-    generate_names_videos_once,
 )
 CONVERT_RULES: tuple[Rule, ...] = (convert_reads_folders, convert_writes_a_new_folder)
 EXPORT_RULES: tuple[Rule, ...] = (export_reads_a_run, export_replaces_nothing_but_an_export)

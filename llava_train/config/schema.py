@@ -11,6 +11,7 @@ from typing import Literal
 
 Precision = Literal["fp32", "bf16"]
 LearningRate = float | Literal["frozen"]
+OfCheckpoint = Literal["checkpoint"]  # as its generation_config.json says, else as transformers does
 
 
 @dataclass
@@ -201,16 +202,33 @@ class GenerateModel:
 
 @dataclass
 class GenerateConfig:
-    """`python -m llava_train generate`: one answer to one prompt."""
+    """`python -m llava_train generate`: answers to one prompt, to a file of prompts, or in a chat."""
 
     model: GenerateModel
-    prompt: str
+    prompt: str = ""
     images: list[str] = field(default_factory=list)
     videos: list[str] = field(default_factory=list)
     video: str = ""  # the same as videos=[...] with one entry
+    file: str = ""  # JSONL or JSON, a prompt each: `prompt` or `conversations`, and `id`, `images`, `videos`
+    root: str = ""  # folder that its media are relative to; "" = the file's own
+    out: str = ""  # JSONL, an answer each; one that holds some is continued
+    batch_size: int = 8  # prompts of the file that are answered at a time
+    on_error: Literal["error", "skip"] = "error"  # of a prompt of the file that cannot be asked
+    chat: bool = False  # in the terminal
     system: str = ""  # "" = the checkpoint's default
-    max_new_tokens: int = 256
+    adapter: str = ""  # folder of a PEFT adapter of `model.init`
+    load_in: Literal["none", "4bit", "8bit"] = "none"  # of the language model's linear layers, by bitsandbytes
+    device_map: Literal["none", "auto"] = "none"  # auto: over all GPUs, then host memory and disk, by accelerate
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0  # of sampled answers
+    max_new_tokens: int = 256
+    min_new_tokens: int | OfCheckpoint = "checkpoint"
+    do_sample: bool | OfCheckpoint = "checkpoint"
+    temperature: float | OfCheckpoint = "checkpoint"
+    top_p: float | OfCheckpoint = "checkpoint"
+    top_k: int | OfCheckpoint = "checkpoint"
+    repetition_penalty: float | OfCheckpoint = "checkpoint"
+    num_beams: int | OfCheckpoint = "checkpoint"
 
 
 @dataclass

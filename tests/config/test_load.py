@@ -184,7 +184,10 @@ def test_generate_takes_no_recipe_and_names_what_is_missing():
         ("recipe", "set model.init=DIR_OR_HUB_NAME, and leave this out"),
         ("promt", "did you mean prompt?"),
         ("model.init", "set it: model.init=..., a text"),
-        ("prompt", "set it: prompt=..., a text"),
+        (
+            "prompt",
+            "write 'prompt=What is shown?', or file=PROMPTS.jsonl out=ANSWERS.jsonl, or chat=true",
+        ),
     ]
 
 

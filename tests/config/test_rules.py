@@ -5,8 +5,8 @@ from copy import deepcopy
 import pytest
 
 from llava_train.config import rules
-from llava_train.config.load import collect, load, load_generate
-from llava_train.config.rules import judge, judge_generate
+from llava_train.config.load import collect, load
+from llava_train.config.rules import judge
 from llava_train.config.schema import Config
 
 
@@ -134,22 +134,3 @@ def test_a_rule_is_judged_beside_a_fault_elsewhere_and_passed_over_where_its_own
     zero = "stages.onevision.zero"
     _, faults = collect(["+recipe=tiny", f"{zero}.level=9", f"{zero}.offload_parameters=true", "log.every=0"])
     assert [fault.key for fault in faults] == ["stages.onevision.zero.level", "log.every"]
-
-
-@pytest.mark.parametrize(
-    ("word", "key", "remedy"),
-    [
-        ("model.init=", "model.init", "DIR_OR_HUB_NAME"),
-        ("prompt= ", "prompt", "prompt=What is shown?"),
-        ("max_new_tokens=0", "max_new_tokens", ">= 1"),
-        ("videos=[b.mp4]", "video", "videos=[...] alone"),
-    ],
-)
-def test_generate_has_rules_of_its_own(word, key, remedy):
-    name, _, text = word.partition("=")
-    config = load_generate(["model.init=m", "prompt=?", "video=a.mp4"])
-    value = {"max_new_tokens": 0, "videos": ["b.mp4"]}.get(name, text)
-    setattr(config.model if name == "model.init" else config, name.rpartition(".")[2], value)
-    faults = judge_generate(config, complete=True)
-    assert [fault.key for fault in faults] == [key]
-    assert remedy in faults[0].remedy
