@@ -5,42 +5,53 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from llava_train.config.errors import ConfigError, DataError
-from llava_train.config.schema import DataConfig, StageConfig
+from llava_train.config.mixture import SourceConfig
+from llava_train.config.schema import DataConfig, EvaluationConfig, StageConfig
 from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_tensors
 from llava_train.data.encode import Encoder, text_tokenizer
-from llava_train.data.index import load_index, refusal
+from llava_train.data.held_out import held_out_samples
+from llava_train.data.index import Index, load_index, refusal
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
 from llava_train.data.processes import follow_parent, shielded
-from llava_train.data.sampler import StepOrder
+from llava_train.data.sampler import FileOrder, Order, StepOrder
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, make_template
 
+HELD_OUT_BATCH = 256  # held-out samples that are packed together
+
 
 class StageData:
-    """num_samples: draws of one epoch. refused: samples found bad before decoding (under data.on_error=skip)."""
+    """Steps of samples.
+
+    num_samples: draws of one epoch. refused: samples found bad before decoding (under data.on_error=skip).
+    held_out: samples that are measured and not trained on, None where there are none; its steps are each seen once.
+    """
 
     def __init__(
         self,
         dataset: StepDataset,
-        order: StepOrder,
+        order: Order,
         num_samples_by_source: dict[str, int],
         refused: list[DataError],
         data: DataConfig,
+        held_out: StageData | None = None,
     ):
         self._dataset, self._data = dataset, data
         self.steps_per_epoch = order.steps_per_epoch
         self.num_samples_by_source = num_samples_by_source
         self.num_samples = sum(num_samples_by_source.values())
         self.refused = refused
+        self.held_out = held_out
 
     def step_batches(self, start_step: int, num_steps: int) -> Iterator[StepBatches]:
         """Steps start_step, start_step + 1, ... of this rank, prepared ahead by `data.num_workers` processes.
@@ -72,9 +83,9 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, stage: StageConfig, stage_n
     Raises ConfigError where it lacks a special token of the stage's template.
     """
     ids = tokenizer.get_added_vocab()
-    template = make_template(stage.template, stage.label_rule, stage.tag_policy)
     if fault := template_fault(stage_name, stage.template, ids):
         raise ConfigError([fault])
+    template = make_template(stage.template, stage.label_rule, stage.tag_policy)
     return Encoder(tokenizer, ids[IMAGE_TAG], ids[VIDEO_TAG], template, stage.max_length)
 
 
@@ -88,20 +99,46 @@ def build_data(
     rank: int,
     world_size: int,
     cache_dir: Path,
+    evaluation: EvaluationConfig | None = None,
 ) -> StageData:
-    """Reads or makes the stage's index. Raises ConfigError (sources, template), DataError (samples, on_error=error)."""
-    sources = present_sources(data, stage)
+    """Reads or makes the stage's index; sets apart what `evaluation` holds out of training.
+
+    Raises ConfigError (sources, template, nothing left to train on), DataError (samples, on_error=error).
+    """
     encoder = make_encoder(tokenizer, stage, stage_name)
     media = make_media_reader(data, stage.video, geometry)
     vocabulary = hashlib.sha256(text_tokenizer(tokenizer).to_str().encode()).hexdigest()
     template = [stage.template, stage.label_rule, stage.tag_policy, stage.max_length]
     settings = [vocabulary, encoder.placeholders, template, asdict(geometry), asdict(stage.video), data.max_pixels]
-    index = load_index(sources, encoder, media, seed, settings, data.num_workers, cache_dir)
-    if index.refused and data.on_error == "error":
+
+    def read(data: DataConfig) -> Index:
+        sources = present_sources(data, stage)
+        index = load_index(sources, encoder, media, seed, settings, data.num_workers, cache_dir)
+        _refuse(index, sources, data)
+        return index
+
+    def steps(index: Index, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
+        dataset = StepDataset(index, draws, encoder, media, order, stage.pack, rank, world_size)
+        return StageData(dataset, order, index.num_by_source(draws), index.refused, data, held_out)
+
+    def measured(index: Index, positions: np.ndarray) -> StageData:
+        return steps(index, positions, FileOrder(len(positions), HELD_OUT_BATCH))
+
+    index, held_out = read(data), None
+    trained = np.arange(len(index.sizes.lengths))
+    if evaluation and evaluation.file:
+        other = read(replace(data, file=evaluation.file))
+        held_out = measured(other, np.arange(len(other.sizes.lengths)))
+    elif evaluation and evaluation.held_out:
+        held = held_out_samples(index, evaluation.held_out, seed, Path(data.root), stage_name)
+        held_out, trained = measured(index, trained[held]), trained[~held]
+    draws = np.repeat(trained, index.sizes.repeats[trained])
+    return steps(index, draws, StepOrder(len(draws), stage.global_batch_size, seed, stage_name), held_out)
+
+
+def _refuse(index: Index, sources: dict[str, SourceConfig], data: DataConfig) -> None:
+    """Raises DataError for refused samples under on_error=error, and where there is no other."""
+    if index.refused and (data.on_error == "error" or not len(index.sizes.lengths)):
         raise refusal(index.refused)
-    num_samples = sum(index.num_samples_by_source.values())
-    if not num_samples:
-        raise refusal(index.refused) if index.refused else DataError(", ".join(sources), "-", "no samples")
-    order = StepOrder(num_samples, stage.global_batch_size, seed, stage_name)
-    dataset = StepDataset(index, encoder, media, order, stage.pack, rank, world_size)
-    return StageData(dataset, order, index.num_samples_by_source, index.refused, data)
+    if not len(index.sizes.lengths):
+        raise DataError(", ".join(sources), "-", "no samples")

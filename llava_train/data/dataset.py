@@ -21,7 +21,7 @@ from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.index import Index
 from llava_train.data.media import MediaReader
 from llava_train.data.packing import plan_step
-from llava_train.data.sampler import StepOrder
+from llava_train.data.sampler import Order
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,22 @@ class StepBatches:
 
 
 class StepDataset(Dataset):
+    """`draws`: positions in the index that `order` goes through, int64 [draws of an epoch]."""
+
     def __init__(
         self,
         index: Index,
+        draws: np.ndarray,
         encoder: Encoder,
         media: MediaReader,
-        order: StepOrder,
+        order: Order,
         pack: PackConfig,
         rank: int,
         world_size: int,
     ):
-        self._index, self._encoder, self._media, self._order, self._pack = index, encoder, media, order, pack
+        self._index, self._draws, self._order = index, draws, order
+        self._encoder, self._media, self._pack = encoder, media, pack
         self._rank, self._world_size = rank, world_size
-        self._draws = np.repeat(np.arange(len(index.sizes.lengths)), index.sizes.repeats)
 
     def __getitem__(self, step: int) -> StepBatches:
         drawn = self._draws[self._order.positions(step)]

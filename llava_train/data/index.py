@@ -33,7 +33,7 @@ from llava_train.data.mixture import sampled_records
 from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sample import Sample, Turn
 
-FORMAT = 1  # of the folder; a change of form makes old indexes unread
+FORMAT = 2  # of the folder; a change of form makes old indexes unread
 CHUNK = 256  # samples measured at a time
 PARALLEL_ABOVE = 2000  # samples; below, starting processes costs more than it saves
 Record = tuple[int, Any]  # position in its source, as read
@@ -42,12 +42,13 @@ NAMED = 5  # refused samples that an error names
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of each sample: tokens with visual ones, tiles, supervised tokens, draws in an epoch, start of its line."""
+    """Of each sample: tokens with visual ones, tiles, supervised ones, draws in an epoch, source, start of its line."""
 
     lengths: np.ndarray  # int32 [samples], like all but `offsets`
     tiles: np.ndarray
     supervised: np.ndarray
     repeats: np.ndarray
+    sources: np.ndarray  # positions in the mixture
     offsets: np.ndarray  # int64 [samples + 1], bytes into samples.jsonl
 
 
@@ -62,7 +63,12 @@ class Index:
         content = json.loads((folder / "refused.json").read_text(encoding="utf-8"))
         self.refused = [DataError(*entry["error"]) for entry in content["refused"]]
         self._refused_samples = [entry["sample"] for entry in content["refused"] if entry["sample"]]
-        self.num_samples_by_source: dict[str, int] = content["num_samples"]
+        self._sources: list[str] = content["sources"]
+
+    def num_by_source(self, positions: np.ndarray) -> dict[str, int]:
+        """How many of the positions are of each source."""
+        counts = np.bincount(self.sizes.sources[positions], minlength=len(self._sources))
+        return dict(zip(self._sources, counts.tolist(), strict=True))
 
     def sample(self, position: int) -> tuple[Sample, list[VisualLayout]]:
         """The sample at a position, with its layouts in reading order."""
@@ -178,10 +184,10 @@ class _OfSource:
 
 
 def _write(folder: Path, sources: dict[str, SourceConfig], measure: _Measure, seed: int, num_workers: int) -> None:
-    columns: dict[str, list[int]] = {name: [] for name in ("lengths", "tiles", "supervised", "repeats")}
-    ends, refused, num_samples = [0], [], dict.fromkeys(sources, 0)
+    columns: dict[str, list[int]] = {name: [] for name in ("lengths", "tiles", "supervised", "repeats", "sources")}
+    ends, refused = [0], []
     with (folder / "samples.jsonl").open("wb") as lines:
-        for name, source in sources.items():
+        for number, (name, source) in enumerate(sources.items()):
             records = sampled_records(name, source, seed)
             for row in _measured(records, _OfSource(name, Path(source.media_root), measure), num_workers):
                 if isinstance(row, _Refused):
@@ -189,15 +195,13 @@ def _write(folder: Path, sources: dict[str, SourceConfig], measure: _Measure, se
                     continue
                 lines.write(row.line)
                 ends.append(ends[-1] + len(row.line))
-                for column, value in zip(
-                    columns.values(), (row.length, row.tiles, row.supervised, source.repeat), strict=True
-                ):
+                values = (row.length, row.tiles, row.supervised, source.repeat, number)
+                for column, value in zip(columns.values(), values, strict=True):
                     column.append(value)
-                num_samples[name] += source.repeat
     arrays = {name: np.array(values, dtype=np.int32) for name, values in columns.items()}
     arrays["offsets"] = np.array(ends, dtype=np.int64)
     np.savez(folder / "sizes.npz", **arrays)  # type: ignore[arg-type]  # its stub takes all keywords for flags
-    content = json.dumps({"refused": refused, "num_samples": num_samples}, ensure_ascii=False)
+    content = json.dumps({"refused": refused, "sources": list(sources)}, ensure_ascii=False)
     (folder / "refused.json").write_text(content, encoding="utf-8")
 
 

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import zlib
+from typing import Protocol
 
 import numpy as np
+
+
+class Order(Protocol):
+    steps_per_epoch: int
+
+    def epoch(self, step: int) -> int: ...
+
+    def positions(self, step: int) -> np.ndarray: ...
 
 
 class StepOrder:
@@ -27,3 +36,17 @@ class StepOrder:
             self._epoch = epoch
             self._permutation = np.random.default_rng([*self._key, epoch]).permutation(self._num_samples)
         return self._permutation[place * self._batch_size : (place + 1) * self._batch_size]
+
+
+class FileOrder:
+    """All samples as they come, once, `batch_size` at a time."""
+
+    def __init__(self, num_samples: int, batch_size: int):
+        self._num_samples, self._batch_size = num_samples, batch_size
+        self.steps_per_epoch = -(-num_samples // batch_size)
+
+    def epoch(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def positions(self, step: int) -> np.ndarray:
+        return np.arange(self._num_samples)[step * self._batch_size : (step + 1) * self._batch_size]

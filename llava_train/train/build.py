@@ -22,7 +22,8 @@ def build_model(config: Config, stage: Stage, ranks: Ranks) -> LoadedModel:
     """The stage's start, in its precision; the run's seed draws what is new. Raises ConfigError."""
     choose_kernel(config.model.attention, ranks.device, DTYPES[stage.settings.precision])  # what cannot run fails now
     torch.manual_seed(config.run.seed)
-    return load_model(stage.start, stage.settings.precision, Path(config.run.dir), config.run.seed)
+    settings = stage.settings
+    return load_model(stage.start, settings.precision, Path(config.run.dir), config.run.seed, settings.load_in)
 
 
 def build_data(config: Config, stage: Stage, model: LoadedModel, ranks: Ranks) -> data_build.StageData:
@@ -38,6 +39,7 @@ def build_data(config: Config, stage: Stage, model: LoadedModel, ranks: Ranks) -
             ranks.rank,
             ranks.world_size,
             stage.folder / "index",
+            config.evaluation,
         )
 
 
