@@ -1,4 +1,4 @@
-"""Greedy answers to several prompts at once: a packed batch of prompts in, the ids of each answer out."""
+"""Answers to several prompts at once: a packed batch of prompts in, the ids of each answer out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.model.onevision import PackedForward
@@ -14,30 +15,43 @@ from llava_train.model.onevision import PackedForward
 
 @torch.no_grad()
 def generate(
-    forward: PackedForward, batch: PackedBatch, max_new_tokens: int, eos_token_ids: list[int], pad_token_id: int
+    forward: PackedForward,
+    batch: PackedBatch,
+    max_new_tokens: int,
+    eos_token_ids: list[int],
+    pad_token_id: int,
+    **options: Any,
 ) -> list[list[int]]:
     """Answers to the D prompts that are the documents of `batch`, each without its end token.
 
     All tiles of the batch pass the vision tower in one call; the prompts are then padded on the left to one length.
+    options: of transformers' `generate`; greedy where none are given.
     """
     was_training = forward.training
     forward.eval()
-    prompts = forward.embed(batch).split(batch.cu_seqlens.diff().tolist())
+    lengths = batch.cu_seqlens.diff().tolist()
     longest = batch.max_seqlen
-    rows = torch.stack([torch.nn.functional.pad(p, (0, 0, longest - len(p), 0)) for p in prompts])
-    mask = torch.stack([torch.arange(longest, device=rows.device) >= longest - len(p) for p in prompts])
+    gaps = [longest - length for length in lengths]
+    rows = torch.stack(
+        [pad(p, (0, 0, gap, 0)) for p, gap in zip(forward.embed(batch).split(lengths), gaps, strict=True)]
+    )
+    prompts = batch.input_ids.split(lengths)
+    # read by a repetition penalty alone: filled up with the prompt's own first token, it finds none that is not there
+    ids = torch.stack([torch.cat([p[:1].expand(gap), p]) for p, gap in zip(prompts, gaps, strict=True)])
+    mask = torch.arange(longest, device=ids.device) >= torch.tensor(gaps, device=ids.device)[:, None]
     hf_model: Any = forward.hf_model
     with _text_attention(hf_model, "sdpa"):
         answers = hf_model.generate(
+            input_ids=ids,
             inputs_embeds=rows,
             attention_mask=mask.long(),
-            do_sample=False,
             max_new_tokens=max_new_tokens,
             eos_token_id=eos_token_ids,
             pad_token_id=pad_token_id,
+            **{"do_sample": False, **options},
         )
     forward.train(was_training)
-    return [_until_end(answer, eos_token_ids) for answer in answers.tolist()]
+    return [_until_end(answer, eos_token_ids) for answer in answers[:, longest:].tolist()]
 
 
 def _until_end(ids: list[int], eos_token_ids: list[int]) -> list[int]:

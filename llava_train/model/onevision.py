@@ -64,14 +64,15 @@ class PackedForward(nn.Module):
         """
         model = self.hf_model.model
         embeddings = model.language_model.get_input_embeddings()(batch.input_ids)
-        features = model.multi_modal_projector(self.tower_features(batch.pixel_values))
+        features = model.multi_modal_projector(self.tower_features(batch.pixel_values)).to(embeddings.device)
+        newline = model.image_newline.to(embeddings.device)
         if not batch.visuals:
-            unused = features.sum() + model.image_newline.sum()
+            unused = features.sum() + newline.sum()
             return embeddings + 0.0 * unused.to(embeddings.dtype)
         _check_places(batch)
-        visual = pack_features(features, batch.visuals, self.geometry, model.image_newline)
-        visual = visual + 0.0 * model.image_newline  # touched even where no layout of the batch has a newline
-        return embeddings.index_copy(0, batch.visual_positions, visual.to(embeddings.dtype))
+        visual = pack_features(features, batch.visuals, self.geometry, newline)
+        visual = visual + 0.0 * newline  # touched even where no layout of the batch has a newline
+        return embeddings.index_copy(0, batch.visual_positions.to(embeddings.device), visual.to(embeddings.dtype))
 
     def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """uint8 tiles [N, 3, S, S] -> [N, side**2, vision hidden], of a dummy tile where N is 0.
@@ -85,10 +86,19 @@ class PackedForward(nn.Module):
         pixels = (pixel_values.float() / 255 - 0.5) / 0.5
         trains = any(parameter.requires_grad for parameter in tower.parameters())
         with nullcontext() if trains else torch.no_grad():
-            hidden = tower.embeddings(pixels.to(tower.dtype))
+            hidden = tower.embeddings(pixels.to(device_of(tower.embeddings), tower.dtype))
             for layer in tower.encoder.layers[: num_tower_layers(self.hf_model.config)]:
-                hidden = layer(hidden, None)
+                hidden = layer(hidden.to(device_of(layer)), None)
         return hidden
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes. Where accelerate keeps its weights elsewhere, its hooks know; those of a module around
+    it do not run, since the forward calls the parts by themselves."""
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    told = (device for hook in hooks if (device := getattr(hook, "execution_device", None)) is not None)
+    device = next(told, None)
+    return next(module.parameters()).device if device is None else torch.device(device)
 
 
 def num_tower_layers(config) -> int:

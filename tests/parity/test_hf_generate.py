@@ -14,20 +14,20 @@ EQUAL_FRAMES = Case("mixed", MIXED.images, (3, 3), MIXED.text)
 NEW_TOKENS = 12
 
 
-def ours(pair, cases):
-    return generate(pair.forward, pair.ours.pack(cases, prompt=True), NEW_TOKENS, [], 0)
+def ours(pair, cases, **options):
+    return generate(pair.forward, pair.ours.pack(cases, prompt=True), NEW_TOKENS, [], 1, **options)
 
 
-def theirs(pair, case):
+def theirs(pair, case, **options):
     """Through the exported chat template, the PIL image processor and `generate`."""
     ids = torch.tensor([pair.theirs.input_ids(case, chat_template("qwen", "front"), prompt=True)])
     out = pair.theirs.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        do_sample=False,
         max_new_tokens=NEW_TOKENS,
         eos_token_id=[],
-        pad_token_id=0,
+        pad_token_id=1,
+        **{"do_sample": False, **options},
         **pair.theirs.media((case,)),
     )
     return out[0, ids.shape[1] :].tolist()
@@ -44,6 +44,34 @@ def test_batched_answers_equal_those_one_at_a_time(pair):
     apart = [ours(pair, (case,))[0] for case in KINDS]
     assert len({tuple(answer) for answer in apart}) > 1
     assert ours(pair, KINDS) == apart
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.5}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}])
+def test_options_mean_what_they_mean_in_transformers(pair, options):
+    cases = (TEXT, SINGLE, VIDEO)
+    torch.manual_seed(0)
+    expected = [theirs(pair, case, **options) for case in cases]
+    assert expected != [theirs(pair, case) for case in cases]
+    torch.manual_seed(0)
+    assert [ours(pair, (case,), **options)[0] for case in cases] == expected
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.5}, {"num_beams": 3}])
+def test_options_give_the_same_answers_in_a_batch(pair, options):
+    apart = [ours(pair, (case,), **options)[0] for case in KINDS]
+    assert ours(pair, KINDS, **options) == apart
+
+
+def test_cache_changes_no_answer(pair):
+    assert ours(pair, KINDS, use_cache=False) == ours(pair, KINDS)
+
+
+def test_min_new_tokens_counts_the_answer_alone(pair):
+    batch = pair.ours.pack((TEXT, SINGLE), prompt=True)
+    first = {answer[0] for answer in ours(pair, (TEXT, SINGLE))}
+    assert generate(pair.forward, batch, NEW_TOKENS, list(first), 0) == [[], []]
+    answers = generate(pair.forward, batch, NEW_TOKENS, list(first), 0, min_new_tokens=3)
+    assert min(map(len, answers)) >= 3
 
 
 def test_answer_stops_before_the_end_token(pair):
