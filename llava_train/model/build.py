@@ -15,6 +15,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedToken
 from llava_train.config.schema import GenerateModel, ModelConfig, Precision
 from llava_train.family.onevision.settings import read_config, read_tokenizer
 from llava_train.model.parts import join_parts
+from llava_train.model.quantized import LoadIn, load_quantized
 from llava_train.model.strict import config_error, load_strictly
 from llava_train.model.tiny import make_tiny
 from llava_train.model.trainable import PARTS, Part
@@ -37,20 +38,27 @@ def resolve_init(model: ModelConfig, cache_dir: Path) -> ModelConfig:
     return replace(model, init=str(make_tiny(cache_dir / TINY))) if model.init == TINY else model
 
 
-def load_model(model: ModelConfig, precision: Precision, cache_dir: Path, seed: int = 0) -> LoadedModel:
+def load_model(
+    model: ModelConfig, precision: Precision, cache_dir: Path, seed: int = 0, load_in: LoadIn = "none"
+) -> LoadedModel:
     """Loads `model.init`, or builds from `model.language_model` and `model.vision_tower` with a new projector.
 
-    `seed` draws the new projector and newline. Raises ConfigError where weights are absent or a key is missing,
-    unexpected or of another shape.
+    `seed` draws the new projector and newline. load_in: see `load_checkpoint`; the parts are never quantised. Raises
+    ConfigError where weights are absent or a key is missing, unexpected or of another shape.
     """
-    model = resolve_init(model, cache_dir)
-    return load_checkpoint(model, DTYPES[precision]) if model.init else _from_parts(model, DTYPES[precision], seed)
+    model, dtype = resolve_init(model, cache_dir), DTYPES[precision]
+    return load_checkpoint(model, dtype, load_in) if model.init else _from_parts(model, dtype, seed)
 
 
-def load_checkpoint(model: ModelConfig | GenerateModel, dtype: torch.dtype | Literal["auto"]) -> LoadedModel:
-    """The LlavaOnevision checkpoint `model.init`. dtype auto: as stored."""
+def load_checkpoint(
+    model: ModelConfig | GenerateModel, dtype: torch.dtype | Literal["auto"], load_in: LoadIn = "none"
+) -> LoadedModel:
+    """The LlavaOnevision checkpoint `model.init`. dtype auto: as stored. load_in: of its language model's layers."""
     tokenizer = read_tokenizer(model.init, read_config(model.init))
-    hf_model = load_strictly(LlavaOnevisionForConditionalGeneration, "model.init", model.init, dtype)
+    if load_in == "none":
+        hf_model = load_strictly(LlavaOnevisionForConditionalGeneration, "model.init", model.init, dtype)
+    else:
+        hf_model = load_quantized("model.init", model.init, dtype, load_in)
     config = hf_model.config
     if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "full":
         told = f"vision_feature_layer {config.vision_feature_layer}, {config.vision_feature_select_strategy}"
