@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ from llava_train.model.trainable import PARTS, Part
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TINY = "tiny"
+DeviceMap = Literal["none", "auto"] | dict[str, str | int]
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,22 @@ def load_model(
 
 
 def load_checkpoint(
-    model: ModelConfig | GenerateModel, dtype: torch.dtype | Literal["auto"], load_in: LoadIn = "none"
+    model: ModelConfig | GenerateModel,
+    dtype: torch.dtype | Literal["auto"],
+    load_in: LoadIn = "none",
+    device_map: DeviceMap = "none",
 ) -> LoadedModel:
-    """The LlavaOnevision checkpoint `model.init`. dtype auto: as stored. load_in: of its language model's layers."""
+    """The LlavaOnevision checkpoint `model.init`.
+
+    dtype auto: as stored. load_in: of its language model's linear layers. device_map: where accelerate puts the
+    modules; none: on the CPU, quantised on the current CUDA device where there is one.
+    """
+    places: dict[str, Any] = {} if device_map == "none" else {"device_map": device_map}
     tokenizer = read_tokenizer(model.init, read_config(model.init))
     if load_in == "none":
-        hf_model = load_strictly(LlavaOnevisionForConditionalGeneration, "model.init", model.init, dtype)
+        hf_model = load_strictly(LlavaOnevisionForConditionalGeneration, "model.init", model.init, dtype, **places)
     else:
-        hf_model = load_quantized("model.init", model.init, dtype, load_in)
+        hf_model = load_quantized("model.init", model.init, dtype, load_in, **places)
     config = hf_model.config
     if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "full":
         told = f"vision_feature_layer {config.vision_feature_layer}, {config.vision_feature_select_strategy}"

@@ -27,23 +27,25 @@ CLASSES = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
 
 
 def load_quantized(
-    key: str, folder: str, dtype: torch.dtype | Literal["auto"], load_in: LoadIn
+    key: str, folder: str, dtype: torch.dtype | Literal["auto"], load_in: LoadIn, **kwargs: Any
 ) -> LlavaOnevisionForConditionalGeneration:
     """The checkpoint `folder`, which `key` of the configuration names, quantised while it is read.
 
-    It comes to the current CUDA device where there is one. dtype auto: as its config.json says. Raises ConfigError
-    where bitsandbytes is missing, a layer does not fit it, the weights do not fit, or other layers than those meant
-    came out quantised.
+    It comes to the current CUDA device where there is one, or as a device_map in `kwargs` says. dtype auto: as its
+    config.json says. Raises ConfigError where bitsandbytes is missing, a layer does not fit it, the weights do not fit,
+    or other layers than those meant came out quantised.
     """
     if not find_spec("bitsandbytes"):
         raise _fault(f"{load_in} needs bitsandbytes, which is not installed", "pip install 'llava_train[quant]'")
     config = LlavaOnevisionConfig.from_pretrained(folder)
-    dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
+    stored: Any = config.dtype or torch.float32
+    compute: torch.dtype = stored if dtype == "auto" else dtype
     if load_in == "4bit":
-        _refuse_broken_blocks(folder, config, dtype)
-    four_bit = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if load_in == "4bit" else {}
+        _refuse_broken_blocks(folder, config, compute)
+    four_bit = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute} if load_in == "4bit" else {}
     settings = BitsAndBytesConfig(**{f"load_in_{load_in}": True}, llm_int8_skip_modules=list(NOT_QUANTISED), **four_bit)
-    hf_model = load_strictly(LlavaOnevisionForConditionalGeneration, key, folder, dtype, quantization_config=settings)
+    kwargs["quantization_config"] = settings
+    hf_model = load_strictly(LlavaOnevisionForConditionalGeneration, key, folder, compute, **kwargs)
     refuse_other_classes(hf_model, load_in)
     del hf_model.config.quantization_config  # of the weights in memory: what is written from this config is plain
     for module in hf_model.modules():
