@@ -134,6 +134,17 @@ def model_has_a_start(config: Config) -> Iterator[Fault]:
             )
 
 
+def checkpoint_template_has_a_checkpoint(config: Config) -> Iterator[Fault]:
+    name, stage = next(iter(config.stages.items()), ("", None))
+    if stage and stage.template == "checkpoint" and not config.model.init:
+        problem = (
+            "checkpoint is the chat template of model.init, which is empty: that of a language model has no images"
+        )
+        yield Fault(
+            f"stages.{name}.template", problem, f"set model.init=DIR_OR_HUB_NAME or stages.{name}.template=qwen"
+        )
+
+
 def attention_fits_precision(config: Config) -> Iterator[Fault]:
     if config.model.attention not in ("flash_attn", "varlen"):
         return
@@ -265,9 +276,11 @@ def plain_template_has_no_rules(key: str, stage: StageConfig) -> Iterator[Fault]
             yield Fault(f"{key}.{name}", problem, f"set {key}.{name}={default} or {key}.template=qwen")
 
 
-def vicuna_template_has_one_label_rule(key: str, stage: StageConfig) -> Iterator[Fault]:
-    if stage.template == "vicuna" and stage.label_rule != "clean":
-        problem = f"template vicuna would ignore {stage.label_rule}: it learns the answers and their </s>"
+def template_has_one_label_rule(key: str, stage: StageConfig) -> Iterator[Fault]:
+    ends = {"vicuna": "</s>", "checkpoint": "end token"}
+    if stage.template in ends and stage.label_rule != "clean":
+        learned = f"it learns the answers and their {ends[stage.template]}"
+        problem = f"template {stage.template} would ignore {stage.label_rule}: {learned}"
         yield Fault(f"{key}.label_rule", problem, f"set {key}.label_rule=clean or {key}.template=qwen")
 
 
@@ -314,6 +327,7 @@ RULES: tuple[Rule, ...] = (
     run_dir_is_set,
     stages_not_empty,
     model_has_a_start,
+    checkpoint_template_has_a_checkpoint,
     attention_fits_precision,
     data_file_is_readable,
     data_root_is_set,
@@ -329,7 +343,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     offload_fits_zero_level,
     grid_fits_mode,
     plain_template_has_no_rules,
-    vicuna_template_has_one_label_rule,
+    template_has_one_label_rule,
 )
 CONVERT_RULES: tuple[Rule, ...] = (convert_reads_folders, convert_writes_a_new_folder)
 EXPORT_RULES: tuple[Rule, ...] = (export_reads_a_run, export_replaces_nothing_but_an_export)

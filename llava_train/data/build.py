@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -23,9 +24,10 @@ from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
 from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sampler import FileOrder, Order, StepOrder
+from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, make_template
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 
 HELD_OUT_BATCH = 256  # held-out samples that are packed together
 
@@ -80,12 +82,13 @@ class StageData:
 def make_encoder(tokenizer: PreTrainedTokenizerBase, stage: StageConfig, stage_name: str) -> Encoder:
     """The encoder of a stage, for a tokenizer that has `<image>` and `<video>`.
 
-    Raises ConfigError where it lacks a special token of the stage's template.
+    Raises ConfigError where it lacks a special token of the stage's template, or a chat template to learn by.
     """
     ids = tokenizer.get_added_vocab()
     if fault := template_fault(stage_name, stage.template, ids):
         raise ConfigError([fault])
-    template = make_template(stage.template, stage.label_rule, stage.tag_policy)
+    key = f"stages.{stage_name}.template"
+    template = stage_template(stage.template, stage.label_rule, stage.tag_policy, tokenizer, key)
     return Encoder(tokenizer, ids[IMAGE_TAG], ids[VIDEO_TAG], template, stage.max_length)
 
 
@@ -108,7 +111,9 @@ def build_data(
     encoder = make_encoder(tokenizer, stage, stage_name)
     media = make_media_reader(data, stage.video, geometry)
     vocabulary = hashlib.sha256(text_tokenizer(tokenizer).to_str().encode()).hexdigest()
-    template = [stage.template, stage.label_rule, stage.tag_policy, stage.max_length]
+    template: list[Any] = [stage.template, stage.label_rule, stage.tag_policy, stage.max_length]
+    if stage.template == "checkpoint":
+        template += [tokenizer.chat_template, tokenizer.special_tokens_map]
     settings = [vocabulary, encoder.placeholders, template, asdict(geometry), asdict(stage.video), data.max_pixels]
 
     def read(data: DataConfig) -> Index:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -28,6 +28,7 @@ from llava_train.family.onevision.template import (
     media_tags,
 )
 
+_TAGS: dict[MediumKind, str] = {"image": IMAGE_TAG, "video": VIDEO_TAG}
 TOO_LONG, NOTHING_SUPERVISED = "longer than max_length", "nothing supervised"
 
 
@@ -66,6 +67,8 @@ class Encoder:
         max_length: int,
     ):
         self._tokenizer = text_tokenizer(tokenizer)
+        self._tag_tokenizer = text_tokenizer(tokenizer, reads_tags=True)
+        self._bos = tokenizer.bos_token or ""
         self.placeholders: dict[MediumKind, int] = {"image": image_token_id, "video": video_token_id}
         self.template = template
         self.max_length = max_length
@@ -98,21 +101,17 @@ class Encoder:
         labels: list[int] = []
         positions: list[range] = []
         remaining = iter(layouts)
-        for piece, *others in self._texts(pieces):
-            if piece.medium:
+        for span in self._spans(pieces):
+            if isinstance(span, str):
                 if (layout := next(remaining, None)) is None:
                     raise sample.error("tag/media mismatch", f"more tags than the {len(layouts)} media")
-                assert (layout.kind == "video") == (piece.medium == "video"), (sample.name, layout)
-                new = [self.placeholders[piece.medium]] * layout.num_tokens
-                positions.append(range(len(ids), len(ids) + len(new)))
-                labels += [IGNORE_INDEX] * len(new)
-            elif others:
-                new, learned = self._encode_joined([piece, *others])
-                labels += learned
+                assert (layout.kind == "video") == (span == "video"), (sample.name, layout)
+                positions.append(range(len(ids), len(ids) + layout.num_tokens))
+                ids += [self.placeholders[span]] * layout.num_tokens
+                labels += [IGNORE_INDEX] * layout.num_tokens
             else:
-                new = self._constants.get(piece.text) or self._encode(piece.text)
-                labels += new if piece.supervised else self._unsupervised(new)
-            ids += new
+                ids += span[0]
+                labels += span[1]
         if next(remaining, None) is not None:
             raise sample.error("tag/media mismatch", f"fewer tags than the {len(layouts)} media")
         return EncodedSample(
@@ -125,20 +124,40 @@ class Encoder:
             tuple(layouts),
         )
 
-    def _texts(self, pieces: list[Piece]) -> Iterable[list[Piece]]:
-        """The pieces that are tokenised as one text, and each medium by itself."""
-        if not self.template.joined:
-            return ([piece] for piece in pieces)
-        numbered = groupby(enumerate(pieces), key=lambda item: item[0] if item[1].medium else -1)
-        return ([piece for _, piece in run] for _, run in numbered)
+    def _spans(self, pieces: list[Piece]) -> Iterator[MediumKind | tuple[list[int], list[int]]]:
+        """The media of the pieces, and ids and labels of the texts between them."""
+        if self.template.joined:
+            yield from self._joined_spans(pieces)
+            return
+        for piece in pieces:
+            if piece.medium:
+                yield piece.medium
+                continue
+            new = self._constants.get(piece.text) or self._encode(piece.text)
+            yield new, (new if piece.supervised else self._unsupervised(new))
 
-    def _encode_joined(self, pieces: list[Piece]) -> tuple[list[int], list[int]]:
-        """Ids and labels of the pieces as one text. A token is supervised where the piece of its first character is."""
-        encoding = self._tokenizer.encode("".join(piece.text for piece in pieces), add_special_tokens=False)
-        ends = list(accumulate(len(piece.text) for piece in pieces))
-        owners = (pieces[bisect_right(ends, start)] for start, _ in encoding.offsets)
-        labels = [i if owner.supervised else IGNORE_INDEX for i, owner in zip(encoding.ids, owners, strict=True)]
-        return encoding.ids, labels
+    def _joined_spans(self, pieces: list[Piece]) -> Iterator[MediumKind | tuple[list[int], list[int]]]:
+        """The pieces as one text, media as tags. A token is supervised where the piece of its first character is.
+
+        Special tokens come before and after as a processor adds them: not to a text that begins with the first one.
+        """
+        texts = [_TAGS[piece.medium] if piece.medium else piece.text for piece in pieces]
+        text, media = "".join(texts), [piece.medium for piece in pieces if piece.medium]
+        tokenizer = self._tag_tokenizer if media else self._tokenizer  # without media a tag is ordinary text
+        encoding = tokenizer.encode(text, add_special_tokens=not (self._bos and text.startswith(self._bos)))
+        ends = list(accumulate(map(len, texts)))
+        kinds = {i: kind for kind, i in self.placeholders.items()} if media else {}
+        ids, labels = list[int](), list[int]()
+        for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            if i in kinds:
+                yield ids, labels
+                yield kinds[i]
+                ids, labels = [], []
+            else:
+                is_learned = stop > start and pieces[bisect_right(ends, start)].supervised
+                ids.append(i)
+                labels.append(i if is_learned else IGNORE_INDEX)
+        yield ids, labels
 
     def _unsupervised(self, ids: list[int]) -> list[int]:
         return [i if i in self._always else IGNORE_INDEX for i in ids] if self._always else [IGNORE_INDEX] * len(ids)
@@ -147,11 +166,16 @@ class Encoder:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
-@lru_cache(maxsize=2)
-def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the backend that reads `<image>` and `<video>` as ordinary text; other special tokens stay special."""
+@lru_cache(maxsize=4)
+def text_tokenizer(tokenizer: PreTrainedTokenizerBase, reads_tags: bool = False) -> Tokenizer:
+    """A copy of the backend that reads `<image>` and `<video>` as ordinary text; other special tokens stay special.
+
+    reads_tags: they stay special as well.
+    """
     copy = json.loads(tokenizer.backend_tokenizer.to_str())
-    copy["added_tokens"] = [token for token in copy["added_tokens"] if token["content"] not in (IMAGE_TAG, VIDEO_TAG)]
+    if not reads_tags:
+        tags = _TAGS.values()
+        copy["added_tokens"] = [token for token in copy["added_tokens"] if token["content"] not in tags]
     backend = Tokenizer.from_str(json.dumps(copy))
     backend.no_truncation()
     backend.no_padding()

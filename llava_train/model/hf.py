@@ -18,6 +18,7 @@ import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_train.config.schema import VideoConfig
+from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.processor import aspect_ratio, processor_files
 from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_name, chat_template
@@ -90,25 +91,31 @@ def write_support(
     preparation: Preparation,
     dtype: torch.dtype,
 ) -> None:
-    """All files of a checkpoint of that dtype but its weights and its card."""
+    """All files of a checkpoint of that dtype but its weights and its card.
+
+    Where it was trained by template checkpoint, the chat template is the one that the tokenizer carries, as it stands.
+    """
     geometry = preparation.geometry
     if geometry.mode == "square":  # transformers has no such mode: its files keep the grid of the config
         geometry = checkpoint_geometry(config)
     _write_json(folder / "config.json", _config(config, geometry, dtype))
-    _write_json(folder / "generation_config.json", _generation_config(tokenizer, preparation.template))
+    _write_json(folder / "generation_config.json", _generation_config(tokenizer, preparation))
     _write_tokenizer(folder, tokenizer, preparation.template)
-    chat = chat_template(preparation.template, preparation.tag_policy)
-    (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
+    if preparation.template == "checkpoint":
+        chat = cast(str, tokenizer.chat_template)
+    else:
+        chat = chat_template(preparation.template, preparation.tag_policy)
+    (folder / "chat_template.jinja").write_bytes(chat.encode())
     for name, content in processor_files(geometry).items():
         _write_json(folder / name, content)
     _write_json(folder / PREPARATION_FILE, _notes(preparation))
 
 
-def write_card(folder: Path, card: Card, preparation: Preparation) -> None:
+def write_card(folder: Path, card: Card, preparation: Preparation, is_adapter: bool = False) -> None:
     """README.md, and in the notes what a later stage must know to tell the whole recipe."""
     notes = folder / PREPARATION_FILE
     _write_json(notes, json.loads(notes.read_text(encoding="utf-8")) | card_record(card))
-    text = render_card(card, is_intermediate=preparation.geometry.mode == "square")
+    text = render_card(card, preparation.geometry.mode == "square", is_adapter)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -260,6 +267,7 @@ def _in_order(
 def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype) -> dict[str, Any]:
     """The config with this geometry. `rope_parameters` are said twice: 4.57 reads `rope_theta` and `rope_scaling`."""
     content = config.to_dict()
+    content.pop("quantization_config", None)  # of how the model was trained; what is written is not quantised
     text = content["text_config"]
     for part in (text, content["vision_config"]):
         part.pop("_name_or_path", None)  # the folder that a part was loaded from
@@ -274,14 +282,16 @@ def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype
     return content
 
 
-def _generation_config(tokenizer: PreTrainedTokenizerBase, template: TemplateName) -> dict[str, Any]:
+def _generation_config(tokenizer: PreTrainedTokenizerBase, preparation: Preparation) -> dict[str, Any]:
     """Qwen2 ends at <|im_end|> and its padding, <|endoftext|>; Vicuna, padded with <unk> or nothing, at </s> alone.
 
-    A base model's own end token is not the one that its answers were trained to end with: <|im_end|> joins it.
+    A base model's own end token is not the one that its answers were trained to end with: that one joins it.
     """
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ends = [end] if pad in (end, None, tokenizer.unk_token_id) else [end, pad]
-    learned = tokenizer.get_vocab().get("<|im_end|>") if chat_name(template) == "qwen" else None
+    name = chat_name(preparation.template)
+    template = stage_template(name, "clean", preparation.tag_policy, tokenizer, "model.init")
+    learned = tokenizer.get_vocab().get(template.end)
     if learned is not None and learned not in ends:
         ends.insert(0, learned)
     return {"eos_token_id": ends, "pad_token_id": end if pad is None else pad}

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import ModelConfig
+from llava_train.family.onevision.chat import read_chat_template
 from llava_train.family.onevision.start import language_model_fault, tower_fault
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.family.onevision.tokens import add_tags, prepare_tokenizer
@@ -56,8 +57,12 @@ def read_config(folder_or_name: str) -> OneVisionSettings:
 
 
 def read_tokenizer(folder_or_name: str, settings: OneVisionSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, with `<image>` and `<video>` at the ids of its config. Raises ConfigError."""
+    """The tokenizer of a checkpoint, with `<image>` and `<video>` at the ids of its config, and its chat template.
+
+    Raises ConfigError.
+    """
     tokenizer = _tokenizer(folder_or_name, "model.init")
+    tokenizer.chat_template = read_chat_template(folder_or_name, tokenizer)
     prepare_tokenizer(tokenizer, settings.image_token_id, settings.video_token_id)
     return tokenizer
 

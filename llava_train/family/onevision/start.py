@@ -10,9 +10,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
 
-from llava_train.config.errors import Fault
+from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import Config
-from llava_train.family.onevision.template import TemplateName, make_template
+from llava_train.family.onevision.template import NamedTemplate, TemplateName, make_template
 
 LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral")  # Qwen2.5 is a qwen2, Vicuna a llama
 TOWERS = ("siglip", "siglip_vision_model")  # fixed-resolution SigLIP2 checkpoints are of these types as well
@@ -58,7 +58,7 @@ def template_fault(stage_name: str, template: TemplateName, tokens: Collection[s
     missing = _missing(template, tokens)
     if not missing:
         return None
-    fitting = [name for name in get_args(TemplateName) if not _missing(name, tokens)]
+    fitting = [name for name in get_args(NamedTemplate) if not _missing(name, tokens)]
     key = f"stages.{stage_name}.template"
     remedy = f"set {key}={' or '.join(fitting)}, or choose a language model whose tokenizer has them"
     return Fault(key, f"{template} needs {' and '.join(missing)}, which the model's tokenizer lacks", remedy)
@@ -75,6 +75,7 @@ def model_faults(config: Config) -> list[Fault]:
     folder = model.init or model.language_model
     text = _read(folder, "config.json")
     window, tokens = _window(text.get("text_config", text)), _added_tokens(folder)
+    faults += _chat_faults(config)
     for name, stage in config.stages.items():
         if tokens:
             faults.append(template_fault(name, stage.template, tokens))
@@ -85,7 +86,30 @@ def model_faults(config: Config) -> list[Fault]:
     return [fault for fault in faults if fault]
 
 
+def _chat_faults(config: Config) -> list[Fault | None]:
+    """What keeps the first stage from training by its start's own chat template; later ones start from our exports."""
+    init = config.model.init
+    name, stage = next(iter(config.stages.items()), ("", None))
+    if stage is None or stage.template != "checkpoint" or not (init and Path(init).is_dir()):
+        return []
+    from transformers import AutoTokenizer
+
+    from llava_train.family.onevision.chat import read_chat_template, stage_template
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(init)
+        tokenizer.chat_template = read_chat_template(init, tokenizer)
+        stage_template("checkpoint", stage.label_rule, stage.tag_policy, tokenizer, f"stages.{name}.template")
+    except ConfigError as error:
+        return list(error.faults)
+    except (OSError, ValueError):
+        return []  # no tokenizer: told where it is loaded
+    return []
+
+
 def _missing(template: TemplateName, tokens: Collection[str]) -> list[str]:
+    if template == "checkpoint":
+        return []
     return [token for token in make_template(template, "clean", "front").special_tokens if token not in tokens]
 
 

@@ -20,13 +20,14 @@ VICUNA_SYSTEM = (  # LLaVA-NeXT, llava/conversation.py, conv_vicuna_v1, commit b
 CAPTION_NOISE = "QA_GT_caption_based_noisy"  # left in some published records; LLaVA-NeXT, preprocess_multimodal
 
 MediumKind = Literal["image", "video"]
-TemplateName = Literal["plain", "qwen", "vicuna"]
+NamedTemplate = Literal["plain", "qwen", "vicuna"]
+TemplateName = Literal["plain", "qwen", "vicuna", "checkpoint"]
 TagPolicy = Literal["front", "keep"]
 LabelRule = Literal["clean", "original"]
 TurnText = tuple[str, str]  # role, text
 
 _TAGS = re.compile(f"({IMAGE_TAG}|{VIDEO_TAG})")
-_ROLE_NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
+ROLE_NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 
 class TemplateError(ValueError):
@@ -48,13 +49,15 @@ class Piece(NamedTuple):
 class Template(Protocol):
     """One chat format. `constants` recur in every sample; `always_supervised` are learned wherever they stand.
 
-    special_tokens: those that a tokenizer must have. joined: the pieces between two media are tokenised as one text.
+    special_tokens: those that a tokenizer must have. joined: a sample is tokenised as one text, media as their tags.
+    end: the text of the token that ends an answer; empty where none does.
     """
 
     constants: tuple[str, ...]
     always_supervised: tuple[str, ...]
     special_tokens: tuple[str, ...]
     joined: bool
+    end: str
 
     def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]: ...
 
@@ -121,7 +124,7 @@ def _is_rendered(text: str, tag_policy: TagPolicy) -> bool:
     return all(after.startswith("\n") for after in texts)
 
 
-def _split_at_tags(text: str, supervised: bool, tags: dict[str, MediumKind]) -> list[Piece]:
+def split_at_tags(text: str, supervised: bool, tags: dict[str, MediumKind]) -> list[Piece]:
     if not tags:
         return [Piece(text, supervised)]
     parts = _TAGS.split(text)
@@ -139,13 +142,14 @@ class QwenTemplate:
 
     special_tokens: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
     joined = False
+    end = "<|im_end|>"
 
     def __init__(self, label_rule: LabelRule, tag_policy: TagPolicy):
         self._whole_answers = label_rule == "original"
         self._tag_policy: TagPolicy = tag_policy
         always = ("\n", "<|im_start|>", "<|im_end|>") if self._whole_answers else ()
         self.always_supervised: tuple[str, ...] = always
-        self.constants: tuple[str, ...] = (DEFAULT_SYSTEM, "<|im_end|>", "\n", *map(_header, _ROLE_NAMES))
+        self.constants: tuple[str, ...] = (DEFAULT_SYSTEM, "<|im_end|>", "\n", *map(_header, ROLE_NAMES))
 
     def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
         if turns[0][0] != "system":
@@ -156,20 +160,20 @@ class QwenTemplate:
             if tags:
                 text = normalise_tags(text, self._tag_policy)
             pieces.append(Piece(_header(role), learned and self._whole_answers))
-            pieces += _split_at_tags(text, learned, tags)
+            pieces += split_at_tags(text, learned, tags)
             pieces += [Piece("<|im_end|>", learned), Piece("\n", learned and self._whole_answers)]
         return pieces
 
     def prompt_pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
         """The conversation without its last answer, open for one."""
-        return [*self.pieces(_unanswered(turns), tags), Piece(_header("gpt"), False)]
+        return [*self.pieces(unanswered(turns), tags), Piece(_header("gpt"), False)]
 
 
 def _header(role: str) -> str:
-    return f"<|im_start|>{_ROLE_NAMES[role]}\n"
+    return f"<|im_start|>{ROLE_NAMES[role]}\n"
 
 
-def _unanswered(turns: Sequence[TurnText]) -> Sequence[TurnText]:
+def unanswered(turns: Sequence[TurnText]) -> Sequence[TurnText]:
     return turns[:-1] if turns[-1][0] == "gpt" else turns
 
 
@@ -188,6 +192,7 @@ class VicunaTemplate:
     always_supervised: tuple[str, ...] = ()
     special_tokens: tuple[str, ...] = ("<s>", "</s>")
     joined = True
+    end = "</s>"
 
     def __init__(self, tag_policy: TagPolicy):
         self._tag_policy: TagPolicy = tag_policy
@@ -204,14 +209,14 @@ class VicunaTemplate:
 
     def prompt_pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
         """The conversation without its last answer, open for one."""
-        return [*self.pieces(_unanswered(turns), tags), *self._turn("gpt", "", {})]
+        return [*self.pieces(unanswered(turns), tags), *self._turn("gpt", "", {})]
 
     def _turn(self, role: str, text: str, tags: dict[str, MediumKind]) -> list[Piece]:
         learned = role == "gpt"
         header = Piece("ASSISTANT:" if learned else "USER:", False)
         if not text:
             return [header]
-        pieces = [header, Piece(" ", learned), *_split_at_tags(text, learned, tags)]
+        pieces = [header, Piece(" ", learned), *split_at_tags(text, learned, tags)]
         for i, (before, piece) in enumerate(pairwise(pieces), start=1):
             if before.medium and piece.text and not piece.text.startswith(" "):
                 pieces[i] = Piece(f" {piece.text}", learned)
@@ -225,6 +230,7 @@ class PlainTemplate:
     always_supervised: tuple[str, ...] = ()
     special_tokens: tuple[str, ...] = ()
     joined = False
+    end = ""
 
     def __init__(self, tag_policy: TagPolicy):
         self._tag_policy: TagPolicy = tag_policy
@@ -234,16 +240,16 @@ class PlainTemplate:
             detail = f"the plain template takes one human and one gpt turn, not {len(turns)}"
             raise TemplateError("not a caption", detail)
         caption = normalise_tags(turns[1][1], self._tag_policy)
-        return [*self.prompt_pieces(turns, tags), *_split_at_tags(caption + "\n", True, tags)]
+        return [*self.prompt_pieces(turns, tags), *split_at_tags(caption + "\n", True, tags)]
 
     def prompt_pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
-        media = [piece for piece in _split_at_tags(turns[0][1], False, tags) if piece.medium]
+        media = [piece for piece in split_at_tags(turns[0][1], False, tags) if piece.medium]
         if not media:
             raise TemplateError("not a caption", "the plain template needs an image or video, with its tag in turn 1")
         return media
 
 
-def make_template(name: TemplateName, label_rule: LabelRule, tag_policy: TagPolicy) -> Template:
+def make_template(name: NamedTemplate, label_rule: LabelRule, tag_policy: TagPolicy) -> Template:
     """The template of a stage. `label_rule` matters to qwen alone."""
     if name == "qwen":
         return QwenTemplate(label_rule, tag_policy)
@@ -255,7 +261,7 @@ def chat_name(name: TemplateName) -> TemplateName:
     return "qwen" if name == "plain" else name
 
 
-def chat_template(name: TemplateName, tag_policy: TagPolicy) -> str:
+def chat_template(name: NamedTemplate, tag_policy: TagPolicy) -> str:
     """Jinja source for an exported checkpoint: messages as its template has turns, answers marked as generated.
 
     `content` is a string, taken as written, or parts {type: image}, {type: video}, {type: text, text}. front: the only
