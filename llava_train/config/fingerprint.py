@@ -13,6 +13,7 @@ from llava_train.config.schema import Config
 
 # What changes speed, memory or files, never the step's mathematics beyond rounding.
 _STAGE_FREE = ("pack", "gradient_checkpointing", "checkpoint", "zero")
+_HELD_OUT = ("evaluation.file", "evaluation.held_out")  # fixed where set, else left out
 _PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")
 
 
@@ -33,10 +34,12 @@ def fingerprint(config: Config, stage_name: str, num_ranks: int) -> dict[str, di
     free = {key: value for key, value in settings.items() if key.startswith(keys)}
     free |= {"number of ranks": num_ranks, "model.attention": config.model.attention}
     free |= {"data.num_workers": config.data.num_workers}
-    free |= _flat(config.log, "log") | _flat(config.evaluation, "evaluation")
+    evaluation = _flat(config.evaluation, "evaluation")
+    held_out = {key: value for key in _HELD_OUT if (value := evaluation.pop(key))}
+    free |= _flat(config.log, "log") | evaluation
     free |= {f"version of {package}": version(package) for package in _PACKAGES}
     fixed = {key: value for key, value in settings.items() if key not in free and not key.endswith(".mixture")}
-    return {"fixed": _start_and_data(config, stage_name) | fixed, "free": free}
+    return {"fixed": _start_and_data(config, stage_name) | fixed | held_out, "free": free}
 
 
 def _start_and_data(config: Config, stage_name: str) -> dict[str, Any]:

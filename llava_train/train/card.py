@@ -29,8 +29,9 @@ PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")
 def make_card(config: Config, stage: Stage, state: dict[str, Any], meta: dict[str, Any]) -> Card:
     """The card of `stage` at the step that `state` tells, a TrainState as a dict.
 
-    meta: `data`, samples by source, and where they are there `num_refused`; `fingerprint`, whose free part holds
-    versions and ranks; `start`, which `start_record` gave when the stage began: without it the start is looked at now.
+    meta: `data`, samples by source, and where they are there `num_refused` and `held_out`, those not trained on, by
+    source; `fingerprint`, whose free part holds versions and ranks; `start`, which `start_record` gave when the stage
+    began: without it the start is looked at now.
     """
     start = meta.get("start") or start_record(config, stage)
     free = meta.get("fingerprint", {}).get("free", {})
@@ -45,11 +46,12 @@ def make_card(config: Config, stage: Stage, state: dict[str, Any], meta: dict[st
         sources={name: source for name, source in start["sources"].items() if name in meta["data"]},
         rates={part: f"{getattr(settings.learning_rate, part)}" for part in PARTS},
         settings=_settings(config, settings, state["step"], free.get("number of ranks")),
-        figures=_figures(state, meta.get("num_refused")),
+        figures=_figures(state, meta.get("num_refused"), sum(meta.get("held_out", {}).values())),
         versions={p: free.get(f"version of {p}") or version(p) for p in PACKAGES}
         | {"python": platform.python_version()},
     )
-    if stage.is_finished and stage.summary()["step"] == state["step"]:  # else the answers are of other weights
+    exported = exported_state(stage.summary()) if stage.is_finished else {}
+    if exported.get("step") == state["step"]:  # else the answers are of other weights
         card["evaluation"] = _evaluation(stage.folder / EVALUATION)
     return card
 
@@ -57,11 +59,16 @@ def make_card(config: Config, stage: Stage, state: dict[str, Any], meta: dict[st
 def refresh_card(config: Config, stage: Stage) -> None:
     """Writes the card of a finished stage's export again, now that the stage was evaluated."""
     finished = json.loads((stage.folder / FINISHED).read_text(encoding="utf-8"))
-    card = make_card(config, stage, finished["summary"], finished["meta"])
+    card = make_card(config, stage, exported_state(finished["summary"]), finished["meta"])
     notes = stage.export / PREPARATION_FILE
     content = json.loads(notes.read_text(encoding="utf-8")) | card_record(card)
     write_whole(notes, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     write_whole(stage.export / "README.md", render_card(card, stage.settings.image.mode == "square"))
+
+
+def exported_state(summary: dict[str, Any]) -> dict[str, Any]:
+    """Where the run was at the checkpoint that `hf/` was made of: its last, unless the summary says otherwise."""
+    return summary.get("exported", summary)
 
 
 def start_record(config: Config, stage: Stage) -> dict[str, Any]:
@@ -172,7 +179,7 @@ def _settings(config: Config, stage: StageConfig, step: int, num_ranks: int | No
     }
 
 
-def _figures(state: dict[str, Any], num_refused: int | None) -> dict[str, float]:
+def _figures(state: dict[str, Any], num_refused: int | None, num_held_out: int) -> dict[str, float]:
     figures: dict[str, float] = {
         "training loss of the last step": float(state["loss"]),
         "samples": state["num_samples"],
@@ -180,6 +187,11 @@ def _figures(state: dict[str, Any], num_refused: int | None) -> dict[str, float]
         "supervised tokens": state["num_supervised"],
         "samples lost in decoding": len(state["skipped"]),
     }
+    if num_held_out:
+        figures["samples held out of training"] = num_held_out
+    for step, loss in state.get("held_out", []):
+        if step in (0, state["step"]):
+            figures["held-out loss" + (" before training" if step == 0 else "")] = loss
     if num_refused is not None:
         figures["samples refused before training"] = num_refused
     if state["seconds"] > 0:

@@ -170,11 +170,18 @@ def retire(stage_dir: Path, policy: CheckpointConfig) -> None:
     if policy.keep_every:
         kept |= {folder for folder in folders if step_of(folder) % policy.keep_every == 0}
     if policy.best != "none":
-        best = min(reversed(folders), key=lambda folder: read_state(folder)["metrics"][policy.best])
-        write_whole(stage_dir / BEST, best.name)
-        kept.add(best)
+        best = best_of(folders, policy.best)
+        if best:
+            write_whole(stage_dir / BEST, best.name)
+            kept.add(best)
     for folder in set(folders) - kept:
         remove(folder)
+
+
+def best_of(folders: list[Path], metric: str) -> Path | None:
+    """The one with the lowest value, the oldest of equals; None where the metric was measured at none."""
+    values = {folder: read_state(folder)["metrics"].get(metric) for folder in sorted(folders)}
+    return min((f for f, value in values.items() if value is not None), key=lambda f: values[f], default=None)
 
 
 def remove(folder: Path) -> None:

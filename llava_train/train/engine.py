@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -111,6 +111,14 @@ class Engine:
         loss_sum = self._engine(batch.to(self.ranks.device))
         self._engine.backward(loss_sum * (self.ranks.world_size / num_supervised), scale_wrt_gas=False)
         return loss_sum.detach()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[Callable[[PackedBatch], torch.Tensor]]:
+        """Gives the forward to a loss sum, fp32 scalar, without gradient or dropout; every rank calls it as often."""
+        self._engine.eval()
+        with torch.no_grad():
+            yield lambda batch: self._engine(batch.to(self.ranks.device))
+        self._engine.train()
 
     def gradient_norms(self, part_of: Mapping[str, str]) -> dict[str, float]:
         """Norm of the step's unclipped gradient per part, before `step`; every rank takes part. Meant for one step."""

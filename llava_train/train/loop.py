@@ -29,12 +29,13 @@ from llava_train.train.card import start_record
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.export import export_checkpoint, report_table
+from llava_train.train.held_out import held_out_loss, is_spent, lowest
 from llava_train.train.metrics import Metrics, console
 from llava_train.train.saver import Saver
 from llava_train.train.schedule import learning_rate_factor
 from llava_train.train.signals import Stopped, StopSignal
 from llava_train.train.stages import EXPORT, Stage, finish, refuse, resume_meta
-from llava_train.train.state import TrainState, as_record
+from llava_train.train.state import HELD_OUT_LOSS, TrainState, as_record
 from llava_train.train.step import StepCounts, StepResult, count, train_step
 
 LISTED_SAMPLES = 20  # left-out samples that the end of a stage names; all are in the summary file
@@ -75,6 +76,7 @@ class Trainer:
             "data": data.num_samples_by_source,
             "num_refused": len(data.refused),
             "start": start_record(config, stage),
+            "held_out": data.held_out.num_samples_by_source if data.held_out else {},
         }
         self._saved_step = 0
         self._trained: set[str] = {row.part for row in self.parts if row.num_trainable}
@@ -86,11 +88,13 @@ class Trainer:
             self._resume()
             self._say_start()
             with self._metrics() as metrics:
+                self._measure(is_due=self.state.step == 0)
                 self._steps(metrics)
             self._stop_if_asked()
-        self._export(self.stage.export)
+        exported = self._exported()
+        self._export(self.stage.export, exported)
         if self.ranks.is_first:
-            summary = self._summary()
+            summary = self._summary(exported)
             finish(self.stage, self._meta, summary)
             self._say_end(summary)
         self.ranks.barrier()
@@ -124,7 +128,8 @@ class Trainer:
     def _steps(self, metrics: Metrics | None) -> None:
         settings = self.stage.settings
         began, stalled = time.monotonic(), 0.0
-        for step_batches in self.data.step_batches(self.state.step, self.num_steps - self.state.step):
+        num_left = 0 if self._is_over() else self.num_steps - self.state.step
+        for step_batches in self.data.step_batches(self.state.step, num_left):
             assert step_batches.step == self.state.step, "data and trainer disagree on the position"
             counts = count(step_batches.batches, self.ranks, self.stop.requested)
             if counts.wants_stop:
@@ -140,30 +145,55 @@ class Trainer:
                 self._judge_parts(result, expected, [s for b in step_batches.batches for s in b.sample_ids])
             seconds = time.monotonic() - began
             self.state.add(counts, result.loss, skipped, seconds)
-            if metrics:
-                metrics.log(_line(self.state, result, counts, rates, seconds) | {"stalled_seconds": stalled})
             done = time.monotonic()
+            is_last = self.state.step == self.num_steps
+            held_out = self._measure(is_last or _is_due(self.state.step, self.config.evaluation.every))
+            if metrics:
+                metrics.log(_line(self.state, result, counts, rates, seconds) | {"stalled_seconds": stalled} | held_out)
             self.saver.poll()
             self._save_if_due()
             began = time.monotonic()
-            stalled = began - done  # by checkpoints and exports, told with the next step
+            stalled = began - done  # by held-out samples, checkpoints and exports, told with the next step
+            if self._is_over() and not is_last:
+                told = f"ends after step {self.state.step} of {self.num_steps}: the held-out loss sinks no more"
+                self._console.print(told, highlight=False)
+                break
 
     def _seed(self) -> int:
         """Of this step and rank alone, so that no random state need be saved."""
         words = (self.config.run.seed, self.stage.name, self.state.step, self.ranks.rank)
         return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "little")
 
+    def _measure(self, is_due: bool) -> dict[str, float]:
+        """The held-out loss, for the log; kept in the state, so that a resumed stage judges it as an unbroken one."""
+        if not (is_due and self.data.held_out):
+            return {}
+        loss = held_out_loss(self.engine, self.data.held_out, self.ranks)
+        self.state.held_out.append((self.state.step, loss))
+        best = lowest(self.state.held_out)
+        told = f", lowest {best[1]:.4f} after step {best[0]}" if best and best[0] != self.state.step else ""
+        self._console.print(f"held-out loss after step {self.state.step}: {loss:.4f}{told}", highlight=False)
+        return {HELD_OUT_LOSS: loss}
+
+    def _is_over(self) -> bool:
+        """Whether the stage ends here: after its last step, or because the held-out loss sinks no more."""
+        return self.state.step == self.num_steps or is_spent(self.state.held_out, self.config.evaluation.patience)
+
     def _save_if_due(self) -> None:
         policy, step = self.stage.settings.checkpoint, self.state.step
-        is_last, exports = step == self.num_steps, _is_due(step, policy.export_every)
-        if is_last or exports or _is_due(step, policy.every):
+        is_last, exports = self._is_over(), _is_due(step, policy.export_every)
+        best = lowest(self.state.held_out) if policy.best == HELD_OUT_LOSS else None
+        if is_last or exports or _is_due(step, policy.every) or (best and best[0] == step):
             self._save(background=policy.background and not (is_last or exports))
         if exports and not is_last:
-            self._export(self.stage.folder / f"{EXPORT}-{step:08d}")
+            self._export(self.stage.folder / f"{EXPORT}-{step:08d}", checkpoint.step_folder(self.stage.folder, step))
 
     def _save(self, background: bool) -> None:
         self._saved_step = self.state.step
+        held_out = dict(self.state.held_out)
         metrics = {"loss": self.state.take_mean_loss()}
+        if self.state.step in held_out:
+            metrics[HELD_OUT_LOSS] = held_out[self.state.step]
         self.saver.save(self.state, self._meta, metrics, background)
 
     def _stop_if_asked(self, known: bool = False) -> None:
@@ -175,13 +205,23 @@ class Trainer:
             self._save(background=False)
         raise Stopped(f"stopped after step {self.state.step}, saved in {self.stage.folder}")
 
-    def _export(self, out: Path) -> None:
-        """From the newest checkpoint, on rank 0, while the others wait."""
+    def _exported(self) -> Path:
+        """The checkpoint that the stage hands on: its last, or the best where its settings name the held-out loss."""
+        folder, step = self.stage.folder, self.state.step
+        if self.stage.settings.checkpoint.best == HELD_OUT_LOSS:
+            best = checkpoint.best_of(checkpoint.whole_checkpoints(folder), HELD_OUT_LOSS)
+            assert best, "a stage measures and saves its last step"
+            if self.ranks.first(best) != checkpoint.step_folder(folder, step):
+                told = f"{best.name} has the lowest held-out loss and is exported, not the last, step-{step:08d}"
+                self._console.print(told, highlight=False)
+            return best
+        return checkpoint.step_folder(folder, step)
+
+    def _export(self, out: Path, step: Path) -> None:
+        """From a checkpoint, on rank 0, while the others wait."""
         if self.ranks.is_first:
             self._console.print(f"writing {out}", highlight=False)
-            report = export_checkpoint(
-                self.stage.folder, checkpoint.step_folder(self.stage.folder, self.state.step), out
-            )
+            report = export_checkpoint(self.stage.folder, step, out)
             self._console.print(report_table(report))
         self.ranks.barrier()
 
@@ -222,10 +262,17 @@ class Trainer:
         )
         if data.refused:
             self._console.print(f"left out before training: {_counted(data.refused)}", highlight=False)
+        if held_out := data.held_out:
+            every, own = self.config.evaluation.every, self.config.evaluation.file
+            told = f"held out of training: {held_out.num_samples:,} samples, measured every {every} steps"
+            self._console.print(told, highlight=False)
+            if own and held_out.refused:
+                self._console.print(f"left out of them: {_counted(held_out.refused)}", highlight=False)
         self._console.print(parts_table(self.parts))
 
-    def _summary(self) -> dict[str, Any]:
-        return {**asdict(self.state), "refused": [as_record(error) for error in self.data.refused]}
+    def _summary(self, exported: Path) -> dict[str, Any]:
+        refused = [as_record(error) for error in self.data.refused]
+        return {**asdict(self.state), "refused": refused, "exported": checkpoint.read_state(exported)["state"]}
 
     def _say_end(self, summary: dict[str, Any]) -> None:
         rate = summary["num_tokens"] / max(summary["seconds"], 1e-9)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from llava_train.config.schema import LogConfig
 from llava_train.train.checkpoint import write_whole
+from llava_train.train.state import HELD_OUT_LOSS
 
 FILE = "metrics.jsonl"
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
@@ -121,7 +122,7 @@ class Metrics:
     def log(self, values: dict[str, float]) -> None:
         """`values` has `step` (done, from 1), `loss`, `tokens_per_second` and whatever else is worth keeping."""
         step = int(values["step"])
-        if step % self._every == 0 or step == self._num_steps:
+        if step % self._every == 0 or step == self._num_steps or HELD_OUT_LOSS in values:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
             for tracker in self._trackers:

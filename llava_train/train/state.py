@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from llava_train.config.errors import DataError
 from llava_train.train.step import StepCounts
 
+HELD_OUT_LOSS = "held_out_loss"  # its name in logs, in checkpoints and in checkpoint.best
+
 
 @dataclass
 class TrainState:
@@ -19,6 +21,7 @@ class TrainState:
     loss_sum: float = 0.0  # over the supervised tokens since the last checkpoint
     loss_tokens: int = 0  # these tokens
     seconds: float = 0.0  # spent training, over all segments of the run
+    held_out: list[tuple[int, float]] = field(default_factory=list)  # step and held-out loss, each time it was measured
     moved_parts: list[str] = field(default_factory=list)  # parts that have shown a gradient
     skipped: list[dict[str, str]] = field(default_factory=list)  # samples lost in decoding, under policy skip
 
