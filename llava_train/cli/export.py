@@ -1,4 +1,4 @@
-"""`export`: a Hugging Face folder from any step checkpoint of a run, proved before it takes its place."""
+"""`export`: a Hugging Face folder or an adapter from any step checkpoint of a run, proved before it takes its place."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ def run(argv: list[str]) -> int:
     for folder in (stage_dir / checkpoint.BASE, step):
         if found := checkpoint.damage(folder):
             raise _fault("step", f"{folder} is damaged: {found}", f"take another: {_steps(stage_dir)}")
-    from llava_train.train.export import export_checkpoint, report_table
+    from llava_train.train.export import export_adapter, export_checkpoint, report_table
 
-    report = export_checkpoint(stage_dir, step, Path(config.out))
     terminal = console(True)
-    terminal.print(report_table(report))
-    terminal.print(f"{step} is exported to {config.out}", highlight=False)
+    if load_dumped(stage_dir / "config.yaml").stages[stage_dir.name].lora and not config.merge:
+        report = export_adapter(stage_dir, step, Path(config.out))
+        told = f", an adapter of {report['parameters']:,} parameters; merge=true gives the whole model"
+    else:
+        terminal.print(report_table(export_checkpoint(stage_dir, step, Path(config.out))))
+        told = ""
+    terminal.print(f"{step} is exported to {config.out}{told}", highlight=False)
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llava_train.config import adapter_rules
 from llava_train.config.errors import Fault
 from llava_train.config.generate_rules import GENERATE_RULES
 from llava_train.config.mixture import RECORD_SUFFIXES
@@ -313,8 +314,9 @@ def export_replaces_nothing_but_an_export(config: ExportConfig) -> Iterator[Faul
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder is a checkpoint that we wrote: with a card, which a stage's `base/` has not."""
-    return all((folder / name).is_file() for name in ("config.json", "llava_train.json", "README.md"))
+    """Whether a folder is a checkpoint or adapter that we wrote: with a card, which a stage's `base/` has not."""
+    has_config = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return has_config and all((folder / name).is_file() for name in ("llava_train.json", "README.md"))
 
 
 def plain_name(name: str) -> bool:
@@ -328,6 +330,7 @@ RULES: tuple[Rule, ...] = (
     stages_not_empty,
     model_has_a_start,
     checkpoint_template_has_a_checkpoint,
+    adapter_rules.adapters_have_a_checkpoint_below,
     attention_fits_precision,
     data_file_is_readable,
     data_root_is_set,
@@ -344,6 +347,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     grid_fits_mode,
     plain_template_has_no_rules,
     template_has_one_label_rule,
+    *adapter_rules.STAGE_RULES,
 )
 CONVERT_RULES: tuple[Rule, ...] = (convert_reads_folders, convert_writes_a_new_folder)
 EXPORT_RULES: tuple[Rule, ...] = (export_reads_a_run, export_replaces_nothing_but_an_export)

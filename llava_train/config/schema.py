@@ -248,9 +248,13 @@ class ExportRun:
 
 @dataclass
 class ExportConfig:
-    """`python -m llava_train export`: a Hugging Face folder from a step checkpoint of a run."""
+    """`python -m llava_train export`: a Hugging Face folder from a step checkpoint of a run.
+
+    Of a stage with adapters it is the adapter, as PEFT reads it; with `merge` the whole model with it merged.
+    """
 
     run: ExportRun
     out: str  # folder to write; one that holds an export is replaced
     stage: str = ""  # "" = the last that has a checkpoint
     step: int = 0  # 0 = the latest
+    merge: bool = False

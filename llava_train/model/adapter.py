@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.schema import LoraConfig
+from llava_train.config.schema import LoraConfig, StageConfig
 from llava_train.model.tensorfile import Spec, write_tensors
-from llava_train.model.trainable import Part, is_adapter, is_unused, part_of
+from llava_train.model.trainable import PARTS, Part, is_adapter, is_unused, learning_rate_of, part_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MODULES: dict[Part, str] = {
@@ -154,8 +155,25 @@ def adapter_of(
     return Adapter(read(a), read(a.replace(".lora_A.", ".lora_B.")), norms, scaling(lora[part_of(name)]))
 
 
-def write_adapter(folder: Path, config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-    """adapter_config.json and adapter_model.safetensors. tensors: what was trained, in the model's own names."""
+def saved_modules(stage: StageConfig) -> tuple[str, ...] | None:
+    """Modules that the stage trains whole beside its adapters; None where an adapter cannot hold all that it trains."""
+    whole = [
+        part for part in PARTS if part not in stage.lora and learning_rate_of(stage.learning_rate, part) != "frozen"
+    ]
+    return None if "language_model" in whole else tuple(MODULES[part].rpartition(".")[2] for part in whole)
+
+
+def adapter_names(hf_model: LlavaOnevisionForConditionalGeneration, config: Any) -> list[str]:
+    """What the folder of an adapter holds, in the model's own names; puts the adapter's layers into `hf_model`."""
+    saved = [name for name, _ in _of_modules(hf_model, config.modules_to_save or [])]
+    alone = copy(config)
+    alone.modules_to_save = None
+    inject_adapter_in_model(alone, hf_model, low_cpu_mem_usage=True)
+    return [name for name, _ in hf_model.named_parameters() if is_adapter(name)] + saved
+
+
+def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """adapter_config.json and adapter_model.safetensors. tensors: in the model's own names."""
     by_key = {peft_key(name): tensor for name, tensor in tensors.items()}
     specs = {key: Spec(tensor.dtype, tuple(tensor.shape)) for key, tensor in sorted(by_key.items())}
     write_tensors(folder / WEIGHTS_FILE, specs, ((key, by_key[key]) for key in specs), {})
@@ -177,9 +195,10 @@ def attach_adapter(hf_model: LlavaOnevisionForConditionalGeneration, folder: Pat
     state = load_file(folder / WEIGHTS_FILE)
     whole = {k: t for k, t in state.items() if not is_adapter(k)}
     inject_adapter_in_model(config, hf_model)
-    wanted = {peft_key(name) for name, _ in hf_model.named_parameters() if is_adapter(name)}
-    wanted |= {_PEFT_PREFIX + name for name, _ in _of_modules(hf_model, saved)}
-    if wrong := sorted(wanted ^ state.keys()):
+    shapes = {peft_key(name): p.shape for name, p in hf_model.named_parameters() if is_adapter(name)}
+    shapes |= {_PEFT_PREFIX + name: p.shape for name, p in _of_modules(hf_model, saved)}
+    found = {key: tensor.shape for key, tensor in state.items()}
+    if wrong := sorted(key for key in shapes.keys() | found.keys() if shapes.get(key) != found.get(key)):
         raise _fault(f"{folder} does not fit the model: {', '.join(wrong[:10])}", "take the model it was trained on")
     parameters = dict(hf_model.named_parameters())
     with torch.no_grad():

@@ -18,7 +18,7 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from llava_train.model.loading import four_bit_lines, pipeline_lines, plain_lines, processor_lines
+from llava_train.model.loading import adapter_lines, four_bit_lines, pipeline_lines, plain_lines, processor_lines
 
 
 class Source(TypedDict, total=False):
@@ -78,6 +78,14 @@ INTERMEDIATE = """
 > trained on single squashed images without the newline that transformers adds, so do not expect answers from it.
 """
 
+LOADING_ADAPTER = """## Loading
+
+`.` is this folder, and `{base}` the checkpoint that it was trained on. With transformers 5, peft, torch and pillow:
+
+```python
+{lines}```
+"""
+
 LOADING = """## Loading
 
 `.` is this folder; its name on the hub does as well. With transformers 5, torch and pillow:
@@ -102,16 +110,21 @@ In 4 bits, with transformers 5, accelerate and bitsandbytes; vision tower and pr
 """
 
 
-def render_card(card: Card, is_intermediate: bool) -> str:
-    """Markdown with YAML front matter. `is_intermediate`: of a stage whose image mode transformers cannot express."""
+def render_card(card: Card, is_intermediate: bool, is_adapter: bool = False) -> str:
+    """Markdown with YAML front matter.
+
+    is_intermediate: of a stage whose image mode transformers cannot express. is_adapter: of a folder that PEFT reads.
+    """
     stages = _stages(card)
     start = without_paths(card.get("init", "unnamed weights"))
     made = card.get("made", "trained by llava_train")
-    metadata = yaml.safe_dump(front_matter(card), sort_keys=False, allow_unicode=True)
+    metadata = yaml.safe_dump(front_matter(card, is_adapter), sort_keys=False, allow_unicode=True)
+    loading = _loading_adapter(start) if is_adapter else _loading()
+    what = "An adapter for LLaVA-OneVision" if is_adapter else "LLaVA-OneVision"
     parts = [
         f"---\n{metadata}---\n",
         f"# {_cell(_title(card))}\n",
-        f"LLaVA-OneVision {made} from {_cell(start)}. It reads text, images and videos.\n",
+        f"{what} {made} from {_cell(start)}. It reads text, images and videos.\n",
         INTERMEDIATE if is_intermediate else "",
         _weights(card),
         _by_stage("Recipe", "setting", [(stage, stage.get("settings", {})) for stage in stages]),
@@ -120,17 +133,18 @@ def render_card(card: Card, is_intermediate: bool) -> str:
         *(_evaluation(stage) for stage in stages),
         _by_stage("Versions", "package", [(stage, stage.get("versions", {})) for stage in stages]),
         _licence_section(card),
-        "" if is_intermediate else _loading(),
+        "" if is_intermediate else loading,
     ]
     return "\n".join(part for part in parts if part)
 
 
-def front_matter(card: Card) -> dict[str, Any]:
+def front_matter(card: Card, is_adapter: bool = False) -> dict[str, Any]:
     """The hub's metadata; what is not known is left out. `license` stands where all that went in has the same one."""
     bases = base_models(card)
-    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": TASK, **common_licence(card)}
+    library = "peft" if is_adapter else "transformers"
+    metadata: dict[str, Any] = {"library_name": library, "pipeline_tag": TASK, **common_licence(card)}
     if bases:
-        metadata |= {"base_model": bases, "base_model_relation": "finetune"}
+        metadata |= {"base_model": bases, "base_model_relation": "adapter" if is_adapter else "finetune"}
     if data := hub_datasets(card):
         metadata["datasets"] = data
     metadata["tags"] = ["llava_onevision", "llava_train"]
@@ -287,6 +301,11 @@ def _loading() -> str:
         "four_bit": four_bit_lines,
     }
     return LOADING.format(**{name: make(**example) for name, make in lines.items()})
+
+
+def _loading_adapter(base: str) -> str:
+    lines = adapter_lines(base, folder=".", image="a.png", question="What is shown?")
+    return LOADING_ADAPTER.format(base=_cell(base), lines=lines)
 
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> str:

@@ -37,6 +37,25 @@ answer = model.generate(**inputs, max_new_tokens=64)[0, inputs.input_ids.shape[1
 print(processor.decode(answer, skip_special_tokens=True))
 """
 
+ADAPTER = """\
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+
+base, adapter = {base!r}, {folder!r}
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+below = LlavaOnevisionForConditionalGeneration.from_pretrained(base, dtype="auto")
+model = PeftModel.from_pretrained(below, adapter)
+pixels = LlavaOnevisionImageProcessorPil.from_pretrained(adapter)(Image.open({image!r}), return_tensors="pt")
+content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
+turns = [{{"role": "user", "content": content}}]
+text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+[features] = below.get_image_features(**pixels).pooler_output  # one row per visual token
+inputs = tokenizer(text.replace("<image>", "<image>" * len(features)), return_tensors="pt")
+answer = model.generate(**inputs, **pixels, max_new_tokens=64)[0, inputs.input_ids.shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+"""
+
 PIPELINE = """\
 from PIL import Image
 from transformers import pipeline
@@ -84,6 +103,11 @@ def plain_lines(folder: str, image: str, question: str) -> str:
 def processor_lines(folder: str, image: str, question: str) -> str:
     """Through AutoProcessor, which needs torchvision; transformers 4.57 and 5."""
     return PROCESSOR.format(folder=folder, image=image, question=question)
+
+
+def adapter_lines(base: str, folder: str, image: str, question: str) -> str:
+    """The adapter `folder` on the checkpoint `base`, without torchvision."""
+    return ADAPTER.format(base=base, folder=folder, image=image, question=question)
 
 
 def pipeline_lines(folder: str, image: str, question: str) -> str:

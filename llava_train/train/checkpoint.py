@@ -88,9 +88,12 @@ def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
     if not _readable(folder):
         return f"{manifest_of(folder).name} is missing, or not as it was written"
     content = json.loads(manifest_of(folder).read_text(encoding="utf-8"))
-    files = {name: Written(**written) for name, written in sorted(content["files"].items())}
-    for name, written in list(files.items())[share[0] :: share[1]]:
-        path = folder / name
+    files = [(folder / name, name, written) for name, written in sorted(content["files"].items())]
+    if start := content.get("start"):
+        elsewhere = Path(start["folder"])
+        files += [(elsewhere / name, str(elsewhere / name), w) for name, w in sorted(start["files"].items())]
+    for path, name, content in files[share[0] :: share[1]]:
+        written = Written(**content)
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != written.bytes:
@@ -98,6 +101,12 @@ def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
         if file_sha256(path) != written.sha256:
             return f"{name} is not as it was written"
     return ""
+
+
+def start_of(base: Path) -> Path | None:
+    """The folder whose weights the stage's frozen ones are; None where `base` holds them itself."""
+    start = json.loads(manifest_of(base).read_text(encoding="utf-8")).get("start")
+    return Path(start["folder"]) if start else None
 
 
 def _readable(folder: Path) -> bool:
@@ -157,7 +166,7 @@ def load(folder: Path, engine: Engine) -> TrainState:
         SlicedFiles(weight_files(folder)),
         SlicedFiles(optimizer_files(folder)),
         content["optimizer_step"],
-        SlicedFiles(frozen_files(folder.parent / BASE)),
+        None if start_of(folder.parent / BASE) else SlicedFiles(frozen_files(folder.parent / BASE)),
     )
     return TrainState(**content["state"])
 

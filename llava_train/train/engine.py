@@ -152,17 +152,18 @@ class Engine:
         """AdamW's `step`, `exp_avg` and `exp_avg_sq` of the flat tensor in which `part` lies; empty before a step."""
         return self._torch_optimizer.state[part.flat]
 
-    def load(self, weights: SlicedFiles, optimizer: SlicedFiles, step: int, frozen: SlicedFiles) -> None:
+    def load(self, weights: SlicedFiles, optimizer: SlicedFiles, step: int, frozen: SlicedFiles | None) -> None:
         """Takes over the state that any number of ranks wrote at any ZeRO level. Every rank calls it.
 
-        weights, frozen: by parameter name; optimizer: `exp_avg/NAME`, `exp_avg_sq/NAME`; step: of AdamW. Raises
-        RunError where their names or shapes are not this module's.
+        weights, frozen: by parameter name, frozen None where the module holds them already; optimizer: `exp_avg/NAME`,
+        `exp_avg_sq/NAME`; step: of AdamW. Raises RunError where their names or shapes are not this module's.
         """
         self._refuse_other_parameters(weights, frozen)
         if self._level == 3:
             self._engine.optimizer.checkpoint_event_prologue()  # lets go of gathered parameters
         with torch.no_grad():
-            for part in self.frozen_slices():
+            for part in self.frozen_slices() if frozen else ():
+                assert frozen
                 part.of(part.flat).copy_(_read(frozen, part.name, part))
             states: dict[int, dict[str, torch.Tensor]] = {}
             for part in self.trained_slices():
@@ -178,9 +179,14 @@ class Engine:
         if self._level == 3:
             self._engine.optimizer.checkpoint_event_epilogue()
 
-    def _refuse_other_parameters(self, weights: SlicedFiles, frozen: SlicedFiles) -> None:
-        shapes = {n: (tuple(getattr(p, "ds_shape", p.shape)), p.requires_grad) for n, p in self._named()}
-        saved = {n: (shape, files is weights) for files in (weights, frozen) for n, shape in files.shapes.items()}
+    def _refuse_other_parameters(self, weights: SlicedFiles, frozen: SlicedFiles | None) -> None:
+        shapes = {
+            n: (tuple(getattr(p, "ds_shape", p.shape)), p.requires_grad)
+            for n, p in self._named()
+            if frozen or p.requires_grad
+        }
+        found = [(weights, True), *([(frozen, False)] if frozen else [])]
+        saved = {n: (shape, trains) for files, trains in found for n, shape in files.shapes.items()}
         if wrong := sorted(n for n in shapes.keys() | saved.keys() if shapes.get(n) != saved.get(n)):
             raise RunError(f"the checkpoint is of another model, or of other trained parts: {', '.join(wrong[:20])}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from transformers import LlavaOnevisionConfig
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.errors import RunError
 from llava_train.config.load import load_dumped
+from llava_train.config.schema import Config, LoraConfig
+from llava_train.model.adapter import adapter_names, adapter_of, peft_config, saved_modules, write_adapter
 from llava_train.model.card import Card
 from llava_train.model.hf import (
     expected_specs,
@@ -29,10 +32,12 @@ from llava_train.model.hf import (
 )
 from llava_train.model.memory import peak_memory, restart_peak
 from llava_train.model.prove import Check, prove
+from llava_train.model.start import StartWeights
 from llava_train.model.tensorfile import SlicedFiles, Spec
+from llava_train.model.trainable import is_adapter
 from llava_train.train import checkpoint
 from llava_train.train.card import make_card
-from llava_train.train.stages import all_stages
+from llava_train.train.stages import Stage, all_stages
 
 REPORT_FILE = "export.json"
 CHUNK = 1 << 24  # elements read at a time from the fp32 slices
@@ -40,14 +45,29 @@ CHUNK = 1 << 24  # elements read at a time from the fp32 slices
 
 @dataclass(frozen=True)
 class Weights:
-    """The parameters of a step: those that train, fp32, and those that do not, as slices; given in one dtype."""
+    """The parameters of a step in one dtype: those that train, fp32 slices, and those that do not, as slices or in the
+    stage's start. Adapters are merged in fp32 into the weights below them."""
 
     trained: SlicedFiles
-    frozen: SlicedFiles
+    frozen: SlicedFiles | StartWeights
     specs: dict[str, Spec]
+    lora: Mapping[str, LoraConfig]
 
     def read(self, name: str) -> torch.Tensor:
-        source = self.trained if name in self.trained.shapes else self.frozen
+        spec = self.specs[name]
+        if adapter := adapter_of(name, self.lora, self.trained.shapes, self.read_trained):
+            return adapter.merged(self._below(name)).to(spec.dtype)
+        return self._below(name).to(spec.dtype)
+
+    def read_trained(self, name: str) -> torch.Tensor:
+        """fp32, under the name that it had in training."""
+        return self.trained.read(name).view(self.trained.shapes[name])
+
+    def _below(self, name: str) -> torch.Tensor:
+        """Without its adapter."""
+        if name not in self.trained.shapes and isinstance(self.frozen, StartWeights):
+            return self.frozen.read(name)
+        source: Any = self.trained if name in self.trained.shapes else self.frozen
         spec = self.specs[name]
         whole = torch.empty(spec.shape, dtype=spec.dtype)
         flat = whole.view(-1)
@@ -57,23 +77,26 @@ class Weights:
         return whole
 
 
-def open_weights(base: Path, step: Path, config: Any) -> Weights:
+def open_weights(base: Path, step: Path, config: Any, lora: Mapping[str, LoraConfig]) -> Weights:
     """Reads headers alone. Raises RunError where the files do not hold exactly the parameters of the config."""
+    frozen: SlicedFiles | StartWeights
     try:
         trained = SlicedFiles(checkpoint.weight_files(step))
-        frozen = SlicedFiles(checkpoint.frozen_files(base))
+        start = checkpoint.start_of(base)
+        frozen = StartWeights(start) if start else SlicedFiles(checkpoint.frozen_files(base))
     except ValueError as error:
         raise RunError(f"{step} cannot be exported: {error}\n    -> take another step: step=N") from error
     specs = expected_specs(config, config.dtype)
-    found = frozen.shapes | trained.shapes
+    whole = {name: shape for name, shape in trained.shapes.items() if not is_adapter(name)}
+    found = {name: shape for name, shape in frozen.shapes.items() if not (start and name not in specs)} | whole
     wrong = sorted(
         name for name in specs.keys() | found.keys() if name not in specs or specs[name].shape != found.get(name)
     )
-    wrong += sorted(trained.shapes.keys() & frozen.shapes.keys())
+    wrong += [] if start else sorted(whole.keys() & frozen.shapes.keys())
     if wrong:
         told = f"{step} and {base} do not hold the parameters of {base}/config.json: {', '.join(wrong)}"
         raise RunError(f"{told}\n    -> put back the {base.name} folder that the run wrote")
-    return Weights(trained, frozen, specs)
+    return Weights(trained, frozen, specs, lora)
 
 
 def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
@@ -85,11 +108,9 @@ def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
     before = peak_memory()
     base = stage_dir / checkpoint.BASE
     config: Any = LlavaOnevisionConfig.from_pretrained(base)
-    weights = open_weights(base, step, config)
+    weights = open_weights(base, step, config, _stage_of(stage_dir).settings.lora)
     with whole_folder(out) as folder:
-        for path in sorted(base.iterdir()):
-            if path.suffix != ".safetensors" and path != checkpoint.manifest_of(base):
-                shutil.copyfile(path, folder / path.name)
+        _copy_support(base, folder)
         hashes = write_weights(folder, weights.specs, ((name, weights.read(name)) for name in weights.specs))
         write_card(folder, _run_card(stage_dir, step), read_preparation(str(base), config))
         written = peak_memory()
@@ -105,6 +126,39 @@ def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
     return report
 
 
+def export_adapter(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
+    """Writes the adapter of the step folder to `out` as PEFT reads it, with the processor that it was trained with.
+
+    Returns the report. Raises RunError where the stage trained more than an adapter can hold.
+    """
+    stage, base = _stage_of(stage_dir), stage_dir / checkpoint.BASE
+    saved = saved_modules(stage.settings)
+    if saved is None:
+        told = f"{stage_dir} trains the whole language model, which no adapter can hold"
+        raise RunError(f"{told}\n    -> export the whole model: merge=true")
+    config: Any = LlavaOnevisionConfig.from_pretrained(base)
+    weights = open_weights(base, step, config, stage.settings.lora)
+    with torch.device("meta"):
+        plain = LlavaOnevisionForConditionalGeneration(config)
+    made = peft_config(plain, stage.settings.lora, stage.start.init, saved)
+    names = adapter_names(plain, made)
+    if wrong := sorted({name for name in weights.trained.shapes if is_adapter(name)} - set(names)):
+        raise RunError(f"{step} holds adapters of another recipe than {stage_dir}/config.yaml: {', '.join(wrong)}")
+    with whole_folder(out) as folder:
+        _copy_support(base, folder, without=("config.json", "generation_config.json"))
+        tensors = {name: (weights.read_trained if is_adapter(name) else weights.read)(name) for name in names}
+        write_adapter(folder, made, tensors)
+        write_card(folder, _run_card(stage_dir, step), read_preparation(str(base), config), is_adapter=True)
+    size = sum(tensor.numel() for tensor in tensors.values())
+    return {"stage": stage_dir.name, "checkpoint": step.name, "tensors": len(names), "parameters": size}
+
+
+def _copy_support(base: Path, folder: Path, without: Container[str] = ()) -> None:
+    for path in sorted(base.iterdir()):
+        if path.suffix != ".safetensors" and path != checkpoint.manifest_of(base) and path.name not in without:
+            shutil.copyfile(path, folder / path.name)
+
+
 def report_table(report: dict[str, Any]) -> Table:
     table = Table("check", "", "found", "seconds")
     for check in (Check(**entry) for entry in report["checks"]):
@@ -118,8 +172,15 @@ def report_table(report: dict[str, Any]) -> Table:
 
 def _run_card(stage_dir: Path, step: Path) -> Card:
     """From the run's own records: the settings and where the run was at this step."""
+    config, content = _config_of(stage_dir), checkpoint.read_state(step)
+    return make_card(config, _stage_of(stage_dir), content["state"], content["meta"])
+
+
+def _stage_of(stage_dir: Path) -> Stage:
+    [stage] = [stage for stage in all_stages(_config_of(stage_dir)) if stage.name == stage_dir.name]
+    return stage
+
+
+def _config_of(stage_dir: Path) -> Config:
     config = load_dumped(stage_dir / "config.yaml")
-    config = replace(config, run=replace(config.run, dir=str(stage_dir.parent)))
-    [stage] = [stage for stage in all_stages(config) if stage.name == stage_dir.name]
-    content = checkpoint.read_state(step)
-    return make_card(config, stage, content["state"], content["meta"])
+    return replace(config, run=replace(config.run, dir=str(stage_dir.parent)))

@@ -20,21 +20,23 @@ from llava_train.config.fingerprint import differences, dump
 from llava_train.config.schema import Config
 from llava_train.data.build import StageData
 from llava_train.family.onevision.geometry import Geometry
+from llava_train.model.adapter import inject, saved_modules
 from llava_train.model.build import DTYPES, LoadedModel
 from llava_train.model.hf import Preparation, write_support
 from llava_train.model.onevision import PackedForward
+from llava_train.model.start import resolve_folder
 from llava_train.model.trainable import PartRow, parameter_groups, part_of, part_table, set_trainable
 from llava_train.train import checkpoint
 from llava_train.train.card import start_record
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
-from llava_train.train.export import export_checkpoint, report_table
+from llava_train.train.export import export_adapter, export_checkpoint, report_table
 from llava_train.train.held_out import held_out_loss, is_spent, lowest
 from llava_train.train.metrics import Metrics, console
 from llava_train.train.saver import Saver
 from llava_train.train.schedule import learning_rate_factor
 from llava_train.train.signals import Stopped, StopSignal
-from llava_train.train.stages import EXPORT, Stage, finish, refuse, resume_meta
+from llava_train.train.stages import ADAPTER, EXPORT, Stage, finish, refuse, resume_meta
 from llava_train.train.state import HELD_OUT_LOSS, TrainState, as_record
 from llava_train.train.step import StepCounts, StepResult, count, train_step
 
@@ -59,7 +61,9 @@ class Trainer:
         settings = stage.settings
         self._preparation = Preparation(geometry, settings.template, settings.tag_policy, settings.video)
         model = loaded.model
-        set_trainable(model, settings.learning_rate)
+        if settings.lora:
+            inject(model, settings.lora, config.run.seed)
+        set_trainable(model, settings.learning_rate, settings.lora)
         self.parts = part_table(model, settings.learning_rate, loaded.sources)
         groups = parameter_groups(model, settings.learning_rate, settings.optimizer.weight_decay)
         module = PackedForward(model, geometry, config.model.attention)
@@ -92,7 +96,7 @@ class Trainer:
                 self._steps(metrics)
             self._stop_if_asked()
         exported = self._exported()
-        self._export(self.stage.export, exported)
+        self._export(exported)
         if self.ranks.is_first:
             summary = self._summary(exported)
             finish(self.stage, self._meta, summary)
@@ -115,11 +119,12 @@ class Trainer:
             refuse(self.stage, [f"samples of {line}" for line in changed])
             self.state = checkpoint.load(newest, self.engine)
             self._saved_step = self.state.step
-        self.saver.refuse_little_space()
+        start = resolve_folder(self.loaded.sources["language_model"]) if self.stage.settings.lora else None
+        self.saver.refuse_little_space(has_base=start is None)
         if self.ranks.is_first:
             checkpoint.write_whole(folder / "config.yaml", dump(self.config))
         if newest is None:
-            self.saver.write_base(self._write_support)
+            self.saver.write_base(self._write_support, start)
 
     def _write_support(self, folder: Path) -> None:
         dtype = DTYPES[self.stage.settings.precision]
@@ -186,7 +191,7 @@ class Trainer:
         if is_last or exports or _is_due(step, policy.every) or (best and best[0] == step):
             self._save(background=policy.background and not (is_last or exports))
         if exports and not is_last:
-            self._export(self.stage.folder / f"{EXPORT}-{step:08d}", checkpoint.step_folder(self.stage.folder, step))
+            self._export(checkpoint.step_folder(self.stage.folder, step), f"-{step:08d}")
 
     def _save(self, background: bool) -> None:
         self._saved_step = self.state.step
@@ -217,13 +222,29 @@ class Trainer:
             return best
         return checkpoint.step_folder(folder, step)
 
-    def _export(self, out: Path, step: Path) -> None:
-        """From a checkpoint, on rank 0, while the others wait."""
+    def _export(self, step: Path, suffix: str = "") -> None:
+        """From a checkpoint, on rank 0, while the others wait; an error there is raised on all."""
+        error = ""
         if self.ranks.is_first:
+            try:
+                self._write_exports(step, suffix)
+            except (RunError, OSError) as problem:
+                error = str(problem)
+        if error := self.ranks.first(error):
+            raise RunError(error)
+
+    def _write_exports(self, step: Path, suffix: str) -> None:
+        """The whole model; of a stage with adapters these too, and before its end these alone."""
+        settings, folder = self.stage.settings, self.stage.folder
+        has_adapter = bool(settings.lora) and saved_modules(settings) is not None
+        if has_adapter:
+            out = folder / f"{ADAPTER}{suffix}"
+            report = export_adapter(folder, step, out)
+            self._console.print(f"{out}: {report['parameters']:,} parameters, for PEFT", highlight=False)
+        if not (has_adapter and suffix):
+            out = folder / f"{EXPORT}{suffix}"
             self._console.print(f"writing {out}", highlight=False)
-            report = export_checkpoint(self.stage.folder, step, out)
-            self._console.print(report_table(report))
-        self.ranks.barrier()
+            self._console.print(report_table(export_checkpoint(folder, step, out)))
 
     def _parts_to_judge(self, counts: StepCounts) -> set[str]:
         """Parts that have shown no gradient yet and must show one in this step.

@@ -44,18 +44,30 @@ class Saver:
         self.stage_dir, self.engine, self.policy, self.ranks = stage_dir, engine, policy, ranks
         self._pending: _Pending | None = None
 
-    def write_base(self, write_support: Callable[[Path], None]) -> None:
+    def write_base(self, write_support: Callable[[Path], None], start: Path | None) -> None:
         """`base/`, at the start of a stage; one left by a start that saved nothing more is replaced.
 
-        `write_support` writes the files of a Hugging Face folder that are no weights.
+        `write_support` writes the files of a Hugging Face folder that are no weights. Frozen weights are written too,
+        unless they are those of the folder `start`: then it is named, with the hashes of its files.
         """
         folder = self.stage_dir / checkpoint.BASE
         beside = self._start(folder)
-        files, error = self._try(lambda: self._write(beside, "frozen", _values(self.engine.frozen_slices())))
+        content: dict[str, Any] = {}
+        files, error = dict[str, Written](), ""
+        if start:
+            content["start"] = {"folder": str(start), "files": self._hashes(start)}
+        else:
+            files, error = self._try(lambda: self._write(beside, "frozen", _values(self.engine.frozen_slices())))
         if self.ranks.is_first and not error:
             support, error = self._try(lambda: _support(beside, write_support))
             files = files | support
-        self._commit(_Pending(folder, {}, None, files, error))
+        self._commit(_Pending(folder, content, None, files, error))
+
+    def _hashes(self, start: Path) -> dict[str, dict[str, Any]]:
+        """Size and hash of the weight files of a start; the ranks divide the reading."""
+        paths = sorted(start.glob("*.safetensors"))[self.ranks.rank :: self.ranks.world_size]
+        mine = {path.name: asdict(Written(path.stat().st_size, file_sha256(path))) for path in paths}
+        return {name: written for of_rank in self.ranks.gather(mine) for name, written in of_rank.items()}
 
     def save(self, state: TrainState, meta: dict[str, Any], metrics: dict[str, float], background: bool) -> None:
         """Writes the checkpoint of `state.step`. With `background` it returns when the values are copied: see `poll`.
@@ -112,10 +124,10 @@ class Saver:
         self._raise(folder, error)
         return beside
 
-    def refuse_little_space(self) -> None:
-        """Raises RunError where the disk cannot hold one checkpoint beside what it has."""
+    def refuse_little_space(self, has_base: bool) -> None:
+        """Raises RunError where the disk has no room for one checkpoint, and if `has_base` for the frozen weights."""
         trained = sum(4 * (1 + len(MOMENTS)) * part.numel for part in self.engine.trained_slices() if part.written)
-        frozen = sum(part.numel * part.flat.element_size() for part in self.engine.frozen_slices() if part.written)
+        frozen = sum(p.numel * p.flat.element_size() for p in self.engine.frozen_slices() if p.written and has_base)
         needed = self.ranks.sum(trained + frozen)[0]
         free = self.ranks.first(shutil.disk_usage(self.stage_dir).free)
         if free < needed:

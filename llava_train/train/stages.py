@@ -16,7 +16,7 @@ from llava_train.train.distributed import Ranks
 from llava_train.train.metrics import console
 
 FINISHED = "finished.json"
-EXPORT = "hf"
+EXPORT, ADAPTER = "hf", "adapter"
 _ROUNDING = (
     "  with another number of ranks, ZeRO level or packing the losses agree to about 1e-5 relative, not bit for bit"
 )
@@ -35,6 +35,10 @@ class Stage:
     @property
     def export(self) -> Path:
         return self.folder / EXPORT
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / ADAPTER
 
     @property
     def is_finished(self) -> bool:

@@ -1,0 +1,81 @@
+"""Rules of a stage's adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import get_type_hints
+
+from llava_train.config.errors import Fault
+from llava_train.config.schema import Config, LearningRates, LoraConfig, StageConfig
+from llava_train.config.typed import unknown
+
+PARTS = tuple(get_type_hints(LearningRates))
+INITS = ("default", "gaussian", "orthogonal")  # those of PEFT that leave the weights below as they are
+_REFUSED_INITS = {
+    "pissa": "changes the weights below the adapter, so that it would fit no released checkpoint",
+    "olora": "changes the weights below the adapter, so that it would fit no released checkpoint",
+    "corda": "changes the weights below the adapter, and needs a pass over data before it starts",
+    "eva": "needs a pass over data before it starts, with its rank then differing by layer",
+    "loftq": "changes the quantised weights below the adapter, so that it would fit no released checkpoint",
+    "mica": "changes the weights below the adapter, so that it would fit no released checkpoint",
+}
+_SHARED = ("dropout", "rslora", "dora", "init")  # PEFT has one value of each for a whole adapter
+
+
+def adapters_are_sound(key: str, stage: StageConfig) -> Iterator[Fault]:
+    for part, settings in stage.lora.items():
+        where = f"{key}.lora.{part}"
+        if part not in PARTS:
+            yield unknown(where, PARTS, "is no part of the model")
+            continue
+        if getattr(stage.learning_rate, part) == "frozen":
+            remedy = f"give the adapters a rate: {key}.learning_rate.{part}=1e-4; or remove them: ~{where}"
+            yield Fault(where, f"{part} is frozen, and so would its adapters be", remedy)
+        if settings.init == "orthogonal" and stage.load_in != "none":
+            problem = (
+                f"orthogonal takes the dtype of the weights below, and these are quantised by load_in={stage.load_in}"
+            )
+            yield Fault(f"{where}.init", problem, f"set {where}.init=default")
+        yield from _numbers(where, settings)
+        yield from _init(f"{where}.init", settings)
+
+
+def _numbers(where: str, settings: LoraConfig) -> Iterator[Fault]:
+    if settings.rank < 1:
+        yield Fault(f"{where}.rank", f"{settings.rank} is out of range", "allowed: >= 1")
+    if settings.alpha <= 0:
+        yield Fault(f"{where}.alpha", f"{settings.alpha} is out of range", "allowed: > 0; often the rank or twice it")
+    if not 0 <= settings.dropout < 1:
+        yield Fault(f"{where}.dropout", f"{settings.dropout} is out of range", "allowed: >= 0 and < 1")
+    if not settings.targets:
+        yield Fault(f"{where}.targets", "names no layer", f"set {where}.targets=all, or a list such as [q_proj,v_proj]")
+
+
+def _init(where: str, settings: LoraConfig) -> Iterator[Fault]:
+    name = settings.init.partition("_niter")[0]
+    if settings.init not in INITS:
+        problem = f"{settings.init} {_REFUSED_INITS.get(name, 'is not known')}"
+        yield Fault(where, problem, f"allowed: {' | '.join(INITS)}")
+    elif settings.init == "orthogonal" and settings.rank % 2:
+        yield Fault(
+            where, f"orthogonal needs an even rank, and it is {settings.rank}", f"set an even rank, or {where}=default"
+        )
+
+
+def adapters_agree(key: str, stage: StageConfig) -> Iterator[Fault]:
+    for name in _SHARED:
+        values = {part: getattr(settings, name) for part, settings in stage.lora.items()}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{part} {value}" for part, value in values.items())
+            remedy = f"give all parts the same {name}"
+            yield Fault(f"{key}.lora", f"{name} differs by part ({told}), and an adapter has one value of it", remedy)
+
+
+def adapters_have_a_checkpoint_below(config: Config) -> Iterator[Fault]:
+    name, stage = next(iter(config.stages.items()), ("", None))
+    if stage and stage.lora and not config.model.init:
+        remedy = "set model.init=DIR_OR_HUB_NAME, or train a stage without adapters before it"
+        yield Fault(f"stages.{name}.lora", "an adapter belongs to a checkpoint, and model.init is empty", remedy)
+
+
+STAGE_RULES: tuple[Callable[[str, StageConfig], Iterator[Fault]], ...] = (adapters_are_sound, adapters_agree)
