@@ -25,7 +25,8 @@ from llava_train.data.formats import record_id, to_sample
 from llava_train.data.media import MediaReader
 from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample
-from llava_train.family.onevision.template import media_tags, rendered_by_template
+from llava_train.family.onevision.chat import CheckpointTemplate
+from llava_train.family.onevision.template import Template, media_tags, rendered_by_template
 
 SUPERVISED, MEDIUM = "bold green", "bold magenta"
 
@@ -77,7 +78,7 @@ def preview_stage(
             try:
                 sample = to_sample(record, source_name, position, Path(source.media_root))
                 result = _encode(sample, encoder, media)
-                summary.unrendered += stage.template != "plain" and not _is_rendered(sample, stage)
+                summary.unrendered += stage.template != "plain" and not _is_rendered(sample, stage, encoder.template)
             except DataError as error:
                 result = error
                 summary.refused[error.reason] += 1
@@ -91,8 +92,11 @@ def _encode(sample: Sample, encoder: Encoder, media: MediaReader) -> EncodedSamp
     return encoded
 
 
-def _is_rendered(sample: Sample, stage: StageConfig) -> bool:
-    return rendered_by_template(sample.turns, media_tags(len(sample.images), len(sample.videos)), stage.tag_policy)
+def _is_rendered(sample: Sample, stage: StageConfig, template: Template) -> bool:
+    tags = media_tags(len(sample.images), len(sample.videos))
+    if isinstance(template, CheckpointTemplate):
+        return template.renders(sample.turns, tags)
+    return rendered_by_template(sample.turns, tags, stage.tag_policy)
 
 
 def as_record(shown: Shown) -> dict[str, Any]:

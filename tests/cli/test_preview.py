@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from chat_templates import RELEASED
 
 from llava_train.cli.main import main
 from llava_train.model.tiny import byte_tokenizer
@@ -115,6 +116,31 @@ def test_vicuna_is_shown_with_the_tags_added(preview, tmp_path, capsys):
     assert [label for label in red["labels"] if label != -100][-1] == red["input_ids"][-1] == 2
     summary = capsys.readouterr().out.splitlines()[-1]
     assert summary == "17 samples: tiny 17; 0 refused; 1 that no chat message renders as trained"
+
+
+def test_template_of_the_checkpoint_is_shown(init, preview, tmp_path, capsys):
+    folder = tmp_path / "released"
+    shutil.copytree(init, folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": RELEASED}))
+    words = [f"model.init={folder}", "stages.onevision.template=checkpoint"]
+    shown = {record["id"]: record for record in preview(*words, "preview.count=0")}
+    red = shown["image-red_disc"]
+    assert [label for label in red["labels"] if label != -100] == [*byte_tokenizer()("a red disc")["input_ids"], 258]
+    assert red["input_ids"][:8] == byte_tokenizer()("<|im_start|>user <image><image>")["input_ids"]
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("17 samples: tiny 17; 0 refused; ")
+    assert main(["preview", "+recipe=tiny", *words, "preview.stage=onevision", "preview.count=1"]) == 0
+    shown_text = capsys.readouterr().out
+    assert "<|im_end|><|im_start|>assistant\n[[a red disc<|im_end|>]]" in shown_text
+
+
+def test_checkpoint_without_a_chat_template_is_refused(init, capsys):
+    words = [f"model.init={init}", "stages.projector.template=checkpoint"]
+    for verb in ("check", "preview"):
+        assert main([verb, "+recipe=tiny", *words]) == 2
+        told = capsys.readouterr().err
+        assert "stages.projector.template: the checkpoint's chat template: none: neither its processor nor" in told
+        assert "-> name a template instead, as qwen, or put a chat_template.jinja into" in told
 
 
 def test_template_of_another_model_is_refused(init, tmp_path, capsys):

@@ -101,6 +101,12 @@ CASES = [
     ({"s__template": "plain", "s__label_rule": "original"}, f"{STAGE}.label_rule", "template=qwen"),
     ({"s__template": "plain", "s__tag_policy": "keep"}, f"{STAGE}.tag_policy", "tag_policy=front"),
     ({"s__template": "vicuna", "s__label_rule": "original"}, f"{STAGE}.label_rule", "label_rule=clean"),
+    ({"s__template": "checkpoint", "s__label_rule": "original"}, f"{STAGE}.label_rule", "label_rule=clean"),
+    (
+        {"p__template": "checkpoint", "model__init": "", "model__language_model": "a", "model__vision_tower": "b"},
+        "stages.projector.template",
+        "model.init=DIR_OR_HUB_NAME",
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chat_templates import RELEASED, message
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -208,6 +209,26 @@ def test_vicuna_export_is_asked_in_its_own_template(tmp_path, monkeypatch, capsy
     asked = answerer.tokenizer.decode(prompt.input_ids)
     assert asked.endswith("<image> \nWhat is shown? ASSISTANT:")
     lines_answer_as_generate_does(tmp_path / "out", monkeypatch, capsys)
+
+
+def test_export_of_template_checkpoint_carries_its_text_and_is_asked_by_it(loaded, tmp_path):
+    tokenizer, out = deepcopy(loaded.tokenizer), tmp_path / "out"
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template = RELEASED + "{#\r\n \u2603#}"
+    notes = Preparation(checkpoint_geometry(loaded.model.config), "checkpoint", "keep", VideoConfig(1.0, 4))
+    write_checkpoint(out, loaded.model.state_dict().items(), loaded.model.config, tokenizer, notes, CARD)
+    assert (out / "chat_template.jinja").read_bytes() == tokenizer.chat_template.encode()
+    assert read_preparation(str(out), loaded.model.config) == notes
+    ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    assert tokenizer.convert_ids_to_tokens(ends) == ["<|im_end|>", "<|endoftext|>"]
+    answerer = Answerer(str(out), torch.device("cpu"), 10**6, 1.0)
+    sample = Sample("i", "s", [Turn("human", "See <image>\nWhat?"), Turn("gpt", "-")], ["a.png"])
+    prompt = answerer._encoder.encode_prompt(sample, [VisualLayout("square", 8, 8, (1, 1), 1, 1)])
+    messages = [message("user", "See ", "<image>", "What?")]
+    exported = AutoTokenizer.from_pretrained(out)
+    asked = exported.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert asked == "<|im_start|>user <image>\nSee \nWhat?<|im_end|><|im_start|>assistant\n"
+    assert prompt.input_ids.tolist() == exported(asked)["input_ids"]
 
 
 def test_card_tells_recipe_data_and_figures(loaded, tmp_path):

@@ -39,6 +39,7 @@ from llava_train.family.onevision.template import (
 _Form = Literal["parts", "text"]  # what a template takes as `content`: a list of parts, or one text
 _WORD, _ANSWERS = "probe", ("1", "2")  # written to learn the form of a template
 _MEDIA: dict[str, MediumKind] = {IMAGE_TAG: "image", VIDEO_TAG: "video"}
+_TAGS = {kind: tag for tag, kind in _MEDIA.items()}
 
 
 def stage_template(
@@ -131,13 +132,12 @@ class CheckpointTemplate:
         return _with_media([Piece(self._render(turns, tags, ask=True), False)], turns, tags)
 
     def renders(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> bool:
-        """Whether the processor renders the conversation exactly as it is trained on."""
+        """Whether the processor renders the prompt of every answer exactly as it is trained on."""
         if not tags and any(tag in text for _, text in turns for tag in _MEDIA):
             return False  # read as a placeholder there
-        pieces = self.pieces(turns, tags)
-        names = {kind: tag for tag, kind in _MEDIA.items()}
-        text = "".join(names[piece.medium] if piece.medium else piece.text for piece in pieces)
-        return text == self._render(turns, tags)
+        text = "".join(_TAGS[p.medium] if p.medium else p.text for p in self.pieces(turns, tags))
+        asked = (self._render(turns[:i], tags, ask=True) for i, (role, _) in enumerate(turns) if role == "gpt")
+        return all(text.startswith(prompt) for prompt in asked)
 
     def _after_header(self, body: str) -> str:
         if not body.startswith(self._header):
@@ -263,8 +263,7 @@ def _parts(text: str, tags: dict[str, MediumKind]) -> list[dict[str, str]]:
 
 
 def _text(text: str, tags: dict[str, MediumKind]) -> str:
-    names = {kind: tag for tag, kind in _MEDIA.items()}
-    return "".join(names[p.medium] if p.medium else p.text for p in split_at_tags(text, False, tags))
+    return "".join(_TAGS[p.medium] if p.medium else p.text for p in split_at_tags(text, False, tags))
 
 
 def _with_media(pieces: list[Piece], turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
