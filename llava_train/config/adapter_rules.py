@@ -1,4 +1,4 @@
-"""Rules of a stage's adapters."""
+"""Rules of a stage's adapters and of quantised weights below them."""
 
 from __future__ import annotations
 
@@ -78,4 +78,34 @@ def adapters_have_a_checkpoint_below(config: Config) -> Iterator[Fault]:
         yield Fault(f"stages.{name}.lora", "an adapter belongs to a checkpoint, and model.init is empty", remedy)
 
 
-STAGE_RULES: tuple[Callable[[str, StageConfig], Iterator[Fault]], ...] = (adapters_are_sound, adapters_agree)
+def quantised_weights_do_not_train(key: str, stage: StageConfig) -> Iterator[Fault]:
+    rate = stage.learning_rate.language_model
+    if stage.load_in != "none" and rate != "frozen" and "language_model" not in stage.lora:
+        problem = f"{stage.load_in} weights cannot train, and learning_rate.language_model is {rate}"
+        adapters = f"train adapters on them: +{key}.lora.language_model={{rank:16,alpha:32}}"
+        remedy = f"{adapters}; or set {key}.learning_rate.language_model=frozen or {key}.load_in=none"
+        yield Fault(f"{key}.load_in", problem, remedy)
+
+
+def eight_bits_are_not_sharded(key: str, stage: StageConfig) -> Iterator[Fault]:
+    if stage.load_in == "8bit" and stage.zero.level == 3:
+        problem = (
+            "8bit, and zero.level is 3: bitsandbytes keeps every 8-bit weight whole on every rank beside its shard"
+        )
+        yield Fault(f"{key}.load_in", problem, f"set {key}.load_in=4bit or {key}.zero.level=2")
+
+
+def quantised_weights_have_a_checkpoint(config: Config) -> Iterator[Fault]:
+    name, stage = next(iter(config.stages.items()), ("", None))
+    if stage and stage.load_in != "none" and not config.model.init:
+        remedy = f"set model.init=DIR_OR_HUB_NAME, or stages.{name}.load_in=none"
+        yield Fault(f"stages.{name}.load_in", "quantises one whole checkpoint, and model.init is empty", remedy)
+
+
+RULES = (adapters_have_a_checkpoint_below, quantised_weights_have_a_checkpoint)
+STAGE_RULES: tuple[Callable[[str, StageConfig], Iterator[Fault]], ...] = (
+    adapters_are_sound,
+    adapters_agree,
+    quantised_weights_do_not_train,
+    eight_bits_are_not_sharded,
+)

@@ -330,7 +330,7 @@ RULES: tuple[Rule, ...] = (
     stages_not_empty,
     model_has_a_start,
     checkpoint_template_has_a_checkpoint,
-    adapter_rules.adapters_have_a_checkpoint_below,
+    *adapter_rules.RULES,
     attention_fits_precision,
     data_file_is_readable,
     data_root_is_set,

@@ -69,12 +69,6 @@ def refuse_other_classes(hf_model: nn.Module, load_in: LoadIn) -> None:
         raise _fault("; ".join(told), "load a checkpoint that is not quantised itself, or set load_in=none")
 
 
-def num_weights(parameter: nn.Parameter) -> int:
-    """How many weights a parameter stands for; in 4 bits one byte holds two. Known under ZeRO-3 as well."""
-    state: Any = getattr(parameter, "quant_state", None)
-    return state.shape.numel() if state is not None else getattr(parameter, "ds_numel", parameter.numel())
-
-
 def _refuse_broken_blocks(folder: str, config: LlavaOnevisionConfig, dtype: torch.dtype) -> None:
     """bitsandbytes 0.50.2 fails on rows of broken blocks as soon as a CPU with AVX512-BF16 evaluates them."""
     shapes = {n: spec.shape for n, spec in expected_specs(config, dtype).items() if n.startswith(LAYERS)}

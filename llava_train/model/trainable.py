@@ -90,6 +90,12 @@ def parameter_groups(
     return groups
 
 
+def num_weights(parameter: nn.Parameter) -> int:
+    """How many weights a parameter stands for: in 4 bits a byte holds two, and under ZeRO-3 its own shape is empty."""
+    state: Any = getattr(parameter, "quant_state", None)
+    return state.shape.numel() if state is not None else getattr(parameter, "ds_numel", parameter.numel())
+
+
 @dataclass(frozen=True)
 class PartRow:
     """A line of the table at the start of a stage."""
@@ -104,8 +110,7 @@ class PartRow:
 def part_table(hf_model: nn.Module, rates: LearningRates, sources: dict[Part, str]) -> list[PartRow]:
     counts = {part: [0, 0] for part in PARTS}
     for name, parameter in hf_model.named_parameters():
-        # under ZeRO-3 a parameter's own shape is empty and `ds_numel` its size
-        size = getattr(parameter, "ds_numel", parameter.numel())
+        size = num_weights(parameter)
         counts[part_of(name)][0] += size
         counts[part_of(name)][1] += size if parameter.requires_grad else 0
     rows = ((part, counts[part], learning_rate_of(rates, part)) for part in PARTS)

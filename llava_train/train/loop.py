@@ -119,7 +119,8 @@ class Trainer:
             refuse(self.stage, [f"samples of {line}" for line in changed])
             self.state = checkpoint.load(newest, self.engine)
             self._saved_step = self.state.step
-        start = resolve_folder(self.loaded.sources["language_model"]) if self.stage.settings.lora else None
+        below = self.stage.settings.lora or self.stage.settings.load_in != "none"  # weights that no checkpoint holds
+        start = resolve_folder(self.loaded.sources["language_model"]) if below else None
         self.saver.refuse_little_space(has_base=start is None)
         if self.ranks.is_first:
             checkpoint.write_whole(folder / "config.yaml", dump(self.config))

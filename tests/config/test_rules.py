@@ -107,6 +107,17 @@ CASES = [
         "stages.projector.template",
         "model.init=DIR_OR_HUB_NAME",
     ),
+    ({"s__load_in": "4bit"}, f"{STAGE}.load_in", f"+{STAGE}.lora.language_model={{rank:16,alpha:32}}"),
+    (
+        {"s__load_in": "8bit", "s__zero__level": 3, "s__learning_rate__language_model": "frozen"},
+        f"{STAGE}.load_in",
+        "load_in=4bit",
+    ),
+    (
+        {"p__load_in": "4bit", "model__init": "", "model__language_model": "a", "model__vision_tower": "b"},
+        "stages.projector.load_in",
+        "model.init=DIR_OR_HUB_NAME",
+    ),
 ]
 
 
