@@ -65,6 +65,9 @@ def build(kind: Any, value: Any, key: str, faults: list[Fault]) -> Any:
     if is_dataclass(kind):
         return _dataclass(kind, value, key, faults)
     origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType) and isinstance(value, list):
+        kind = next((arg for arg in args if get_origin(arg) is list), kind)
+        origin, args = get_origin(kind), get_args(kind)
     if origin is dict and isinstance(value, dict):
         return {name: build(args[1], entry, f"{key}.{name}", faults) for name, entry in value.items()}
     if origin is list and isinstance(value, list):
