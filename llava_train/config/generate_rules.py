@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava_train.config.errors import Fault
 from llava_train.config.mixture import RECORD_SUFFIXES
-from llava_train.config.schema import GenerateConfig
+from llava_train.config.schema import EvaluateConfig, GenerateConfig
 from llava_train.config.typed import shown
 
 WAYS = "'prompt=What is shown?', or file=PROMPTS.jsonl out=ANSWERS.jsonl, or chat=true"
@@ -32,7 +32,7 @@ BOUNDS = (
 _REMEDIES = {"temperature": "; do_sample=false takes the likeliest token", "top_k": "; 0 = all tokens"}
 
 
-def has_a_start(config: GenerateConfig) -> Iterator[Fault]:
+def has_a_start(config: GenerateConfig | EvaluateConfig) -> Iterator[Fault]:
     if not config.model.init:
         yield Fault("model.init", "is empty", "set model.init=DIR_OR_HUB_NAME")
 
@@ -68,7 +68,7 @@ def file_and_its_settings_go_together(config: GenerateConfig) -> Iterator[Fault]
             yield Fault(name, "would be ignored: the media of a file's prompts stand in it", f"leave {name} out")
 
 
-def adapter_is_a_folder(config: GenerateConfig) -> Iterator[Fault]:
+def adapter_is_a_folder(config: GenerateConfig | EvaluateConfig) -> Iterator[Fault]:
     if config.adapter and not (Path(config.adapter) / "adapter_config.json").is_file():
         problem = f"no adapter_config.json in {config.adapter}"
         yield Fault("adapter", problem, "name a folder as PEFT writes it, such as a run's STAGE/adapter")

@@ -89,14 +89,21 @@ def stage_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceConfi
     `data.file` replaces the mixture; it is taken from the working directory, else from `data.root`. Sources that are
     not on disk are in the result, whatever `data.allow_missing_sources` says: the caller leaves them out, by name.
     """
-    if data.file and Path(data.file).suffix not in (".yaml", ".yml"):
-        own = Path(data.file)
-        path = own if own.exists() else Path(data.root, data.file)
-        return {own.stem: SourceConfig(file=str(path if path.exists() else own), media_root=data.root)}
-    sources = load_mixture(data.file or stage.mixture)
-    root = Path(data.root)
+    return file_sources(data.file, data.root) if data.file else _below(load_mixture(stage.mixture), data.root)
+
+
+def file_sources(file: str, root: str) -> dict[str, SourceConfig]:
+    """The sources of a file of a person's own, JSON, JSONL or a mixture YAML. Raises ConfigError."""
+    if Path(file).suffix in (".yaml", ".yml"):
+        return _below(load_mixture(file), root)
+    own, below = Path(file), Path(root, file)
+    path = own if own.exists() or not below.exists() else below
+    return {own.stem: SourceConfig(file=str(path), media_root=root)}
+
+
+def _below(sources: dict[str, SourceConfig], root: str) -> dict[str, SourceConfig]:
     return {
-        name: replace(source, file=str(root / source.file), media_root=str(root / source.media_root))
+        name: replace(source, file=str(Path(root, source.file)), media_root=str(Path(root, source.media_root)))
         for name, source in sources.items()
     }
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from llava_train.config import adapter_rules
 from llava_train.config.errors import Fault
+from llava_train.config.evaluate_rules import EVALUATE_RULES
 from llava_train.config.generate_rules import GENERATE_RULES
 from llava_train.config.mixture import RECORD_SUFFIXES
-from llava_train.config.schema import Config, ConvertConfig, ExportConfig, GenerateConfig, StageConfig
+from llava_train.config.schema import Config, ConvertConfig, EvaluateConfig, ExportConfig, GenerateConfig, StageConfig
 from llava_train.config.typed import nearest, shown
 
 Rule = Callable[[Any], Iterator[Fault]]
@@ -79,6 +80,10 @@ def judge(config: Config, complete: bool) -> list[Fault]:
 
 def judge_generate(config: GenerateConfig, complete: bool) -> list[Fault]:
     return [fault for rule in GENERATE_RULES for fault in _run(rule, config, complete=complete)]
+
+
+def judge_evaluate(config: EvaluateConfig, complete: bool) -> list[Fault]:
+    return [fault for rule in EVALUATE_RULES for fault in _run(rule, config, complete=complete)]
 
 
 def judge_convert(config: ConvertConfig, complete: bool) -> list[Fault]:

@@ -232,6 +232,31 @@ class GenerateConfig:
 
 
 @dataclass
+class EvaluateData:
+    file: str  # JSON, JSONL or mixture YAML; the last turn of a record is the reference answer, or `answers` holds some
+    root: str = ""  # folder that its files and media are relative to; "" = the file's own
+
+
+@dataclass
+class EvaluateConfig:
+    """`python -m llava_train evaluate`: answers to held-out questions, scored, with the loss of the references."""
+
+    model: GenerateModel
+    data: EvaluateData
+    adapter: str = ""  # folder of a PEFT adapter of `model.init`
+    load_in: Literal["none", "4bit", "8bit"] = "none"  # of the language model's linear layers, by bitsandbytes
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    score: Literal["auto", "exact", "any_of", "choice", "number"] = "auto"  # auto: by each record's `type`, or inferred
+    tolerance: float = 0.05  # share of the reference by which a number may be off
+    limit: int = 0  # first N records of each source; 0 = all
+    batch_size: int = 8
+    max_new_tokens: int = 64
+    seed: int = 0  # of what a mixture samples, and of intervals
+    shown: int = 300  # questions on the page, errors first
+    out: str = ""  # folder; one of the same settings is continued. "" = evaluations/FILE-HASH
+
+
+@dataclass
 class ConvertConfig:
     """`python -m llava_train convert`: a checkpoint of the original trainer, as a Hugging Face folder."""
 
