@@ -1,47 +1,106 @@
-"""`generate`: one answer of a checkpoint to one prompt about images and videos."""
+"""`generate`: a checkpoint's answer to one prompt, its answers to a file of prompts, or a chat with it."""
 
 from __future__ import annotations
 
+import hashlib
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from llava_train.cli.chat import Chat, chat
+from llava_train.config.generate_rules import SAMPLING
 from llava_train.config.load import load_generate
 from llava_train.config.schema import GenerateConfig
-from llava_train.data.sample import Sample, Turn
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.data.prompts import prompt_sample, read_prompts
 from llava_train.train.answer import Answerer
+from llava_train.train.answer_file import AnswerFile
 
 MAX_PIXELS = 2**30 // 6  # Pillow's own limit before it warns of a decompression bomb
 DECODE_TIMEOUT = 60.0  # seconds
 
 
 def run(argv: list[str]) -> int:
-    """Prints the answer. Raises ConfigError, DataError."""
+    """Prints the answer, writes the answers, or talks. Raises ConfigError, DataError, RunError."""
     config = load_generate(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    answerer = Answerer(config.model.init, device, MAX_PIXELS, DECODE_TIMEOUT, config.dtype)
-    print(*answerer.answers([prompt_sample(config)], 1, config.max_new_tokens))
+    try:
+        _run(config)
+    except KeyboardInterrupt:
+        remedy = ": the same command answers the rest" if config.file else ""
+        print(f"stopped{remedy}", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
-def prompt_sample(config: GenerateConfig) -> Sample:
-    """The prompt as a sample to be answered. Without tags in it, the media come first, images before videos."""
-    images = [Path(path) for path in config.images]
-    videos = [Path(path) for path in [*config.videos, config.video] if path]
-    text = config.prompt
-    if not (IMAGE_TAG in text or VIDEO_TAG in text):
-        text = media_first(text, [IMAGE_TAG] * len(images) + [VIDEO_TAG] * len(videos))
-    system = [Turn("system", config.system)] if config.system else []
-    return Sample("prompt", "generate", [*system, Turn("human", text)], images, videos, record="prompt")
+def _run(config: GenerateConfig) -> None:
+    videos = [*config.videos, *([config.video] if config.video else [])]
+    if config.file:
+        _answer_file(config)
+    elif config.chat:
+        answerer = _answerer(config)
+        options = _options(config, answerer) | {"num_beams": 1}
+        chat(Chat(lambda sample, tell: answerer.stream(sample, tell, **options), config.system, config.images, videos))
+    else:
+        answerer = _answerer(config)
+        sample = prompt_sample(config.prompt, config.images, videos, config.system)
+        print(*answerer.answers([sample], 1, **_options(config, answerer)))
 
 
-def media_first(text: str, tags: list[str]) -> str:
-    """What the chat template makes of a message with all media before its text: a newline after each.
+def _answerer(config: GenerateConfig) -> Answerer:
+    return Answerer(
+        config.model.init,
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        MAX_PIXELS,
+        DECODE_TIMEOUT,
+        config.dtype,
+        config.adapter,
+        config.load_in,
+        config.device_map,
+    )
 
-    Worked case: `What?`, two images -> `<image>\\n<image>\\nWhat?`.
-    """
-    if len(tags) == 1:
-        text = text.strip()
-    glue = "" if text.startswith("\n") or not tags else "\n"
-    return "\n".join(tags) + glue + text
+
+def _options(config: GenerateConfig, answerer: Answerer) -> dict[str, Any]:
+    """What was set, and of the rest what the checkpoint sets."""
+    return {"max_new_tokens": config.max_new_tokens, "seed": config.seed, **answerer.own_sampling, **_set(config)}
+
+
+def _set(config: GenerateConfig) -> dict[str, Any]:
+    return {name: value for name in SAMPLING if (value := getattr(config, name)) != "checkpoint"}
+
+
+def _answer_file(config: GenerateConfig) -> None:
+    """The model is loaded where an answer is missing."""
+    path = Path(config.file)
+    prompts = read_prompts(path, Path(config.root or path.parent), config.system)
+    with AnswerFile(Path(config.out), answer_settings(config)) as file:
+        missing = file.missing(prompts)
+        if not missing:
+            print(f"0 answered, {len(prompts)} were there: {config.out}")
+            return
+        answerer = _answerer(config)
+        options = _options(config, answerer)
+        print(
+            file.answer(
+                missing, lambda s: answerer.outcomes(s, config.batch_size, **options), config.on_error == "skip"
+            )
+        )
+
+
+def answer_settings(config: GenerateConfig) -> dict[str, Any]:
+    """What answers depend on. Not the size of a batch, though sampled answers share its random numbers: who runs out of
+    memory goes on with a smaller one."""
+    named = {key: getattr(config, key) for key in ("system", "load_in", "dtype", "seed", "max_new_tokens", *SAMPLING)}
+    for key, folder in (("model.init", config.model.init), ("adapter", config.adapter)):
+        is_local = bool(folder) and Path(folder).is_dir()
+        named[key] = str(Path(folder).resolve()) if is_local else folder
+        named[f"weights of {key}"] = _weights(Path(folder)) if is_local else ""
+    return named
+
+
+def _weights(folder: Path) -> str:
+    """Changes with the size or the time of a file of weights."""
+    stats = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
+    told = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    return hashlib.sha256(told.encode()).hexdigest()[:12]

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import GenerationConfig
 
-from llava_train.batch.packed import PackedBatch
+from llava_train.batch.packed import IGNORE_INDEX, PackedBatch, VisualLayout
+from llava_train.config.errors import ConfigError, DataError, Fault
+from llava_train.config.generate_rules import SAMPLING
 from llava_train.config.schema import GenerateModel, Precision
 from llava_train.data.collate import collate
-from llava_train.data.encode import Encoder
+from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.media import MediaReader
 from llava_train.data.sample import Sample
 from llava_train.data.video import VideoReader
-from llava_train.family.onevision.template import chat_name, make_template
+from llava_train.family.onevision.chat import stage_template
+from llava_train.family.onevision.template import chat_name
+from llava_train.model.adapter import attach_adapter
 from llava_train.model.build import DTYPES, load_checkpoint
 from llava_train.model.generate import generate
-from llava_train.model.hf import read_preparation
+from llava_train.model.hf import PREPARATION_FILE, read_preparation
+from llava_train.model.loss import summed_cross_entropy
 from llava_train.model.onevision import PackedForward
 
 NO_LIMIT = 2**31  # prompts are refused by no length: the answer is what a user waits for
+Encode = Callable[[Sample, Sequence[VisualLayout]], EncodedSample]
+Batch = tuple[PackedBatch | None, list[DataError | None]]  # None: no sample of it can be asked; sample by sample
 
 
 class Answerer:
-    """The LlavaOnevision checkpoint `init`, ready to answer greedily.
+    """The LlavaOnevision checkpoint `init`, with an adapter or without, ready to answer.
 
-    It is asked in the template of its training; of the projector stage (template plain) in ChatML: its language model
-    knows no other way to be asked.
+    It is asked in the template of its training, or of its adapter's; of the projector stage (template plain) in ChatML:
+    its language model knows no other way to be asked.
+
+    device_map: auto spreads the model over all devices, and `device` is where batches go.
+    own_sampling: options of generation that the checkpoint itself sets; used where they are passed.
     """
 
     def __init__(
@@ -39,45 +54,171 @@ class Answerer:
         max_pixels: int,
         decode_timeout: float,
         precision: Precision | Literal["auto"] = "auto",
+        adapter: str = "",
+        load_in: Literal["none", "4bit", "8bit"] = "none",
+        device_map: Literal["none", "auto"] = "none",
     ):
-        loaded = load_checkpoint(GenerateModel(init), "auto" if precision == "auto" else DTYPES[precision])
+        dtype: torch.dtype | Literal["auto"] = "auto" if precision == "auto" else DTYPES[precision]
+        loaded = load_checkpoint(GenerateModel(init), dtype, load_in, device_map)
         hf_model: Any = loaded.model
-        hf_model.to(device)
-        preparation = read_preparation(init, hf_model.config)
+        if adapter:
+            _refuse_offload(hf_model)
+            attach_adapter(hf_model, Path(adapter))
+        if device_map == "none":
+            hf_model.to(device)
+        noted = adapter and (Path(adapter) / PREPARATION_FILE).is_file()
+        preparation = read_preparation(adapter if noted else init, hf_model.config)
         self.tokenizer = loaded.tokenizer
         self._device = device
         self._forward = PackedForward(hf_model, preparation.geometry).eval()
+        self._lm_head = hf_model.lm_head
         config = hf_model.config
-        template = make_template(chat_name(preparation.template), "clean", preparation.tag_policy)
+        name = chat_name(preparation.template)
+        template = stage_template(name, "clean", preparation.tag_policy, self.tokenizer, "model.init")
         self._encoder = Encoder(self.tokenizer, config.image_token_index, config.video_token_index, template, NO_LIMIT)
-        videos = VideoReader(preparation.video, decode_timeout, max_pixels)
-        self._media = MediaReader(preparation.geometry, videos, max_pixels)
-        ends = hf_model.generation_config.eos_token_id
-        self._ends = [ends] if isinstance(ends, int) else list(ends or [self.tokenizer.eos_token_id])
+        self._videos = VideoReader(preparation.video, decode_timeout, max_pixels)
+        self._media = MediaReader(preparation.geometry, self._videos, max_pixels)
+        own = hf_model.generation_config
+        self._ends = [own.eos_token_id] if isinstance(own.eos_token_id, int) else list(own.eos_token_id or [])
+        self._ends = self._ends or [self.tokenizer.eos_token_id]
+        pad = self.tokenizer.pad_token_id
+        self._pad = self._ends[0] if pad is None else pad
+        self.own_sampling = {name: value for name in SAMPLING if (value := getattr(own, name)) is not None}
+        hf_model.generation_config = GenerationConfig()  # transformers would mix its own into what is passed
 
-    def answers(self, samples: Sequence[Sample], batch_size: int, max_new_tokens: int) -> Iterator[str]:
+    def answers(
+        self, samples: Sequence[Sample], batch_size: int, max_new_tokens: int, seed: int = 0, **sampling: Any
+    ) -> Iterator[str]:
         """One answer per sample, to all its turns but a last answer, if it has one; `batch_size` at a time.
 
-        The next batch is decoded while one is answered. Raises DataError.
+        sampling: options of transformers' `generate`, see `SAMPLING`; greedy where none are given. Raises DataError.
         """
-        chunks = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._ends[0]
-        with ThreadPoolExecutor(max_workers=1) as background:
-            waiting = background.submit(self._prepare, chunks[0])
-            for following in [*chunks[1:], None]:
-                batch = waiting.result().to(self._device)
-                if following:
-                    waiting = background.submit(self._prepare, following)
-                for ids in generate(self._forward, batch, max_new_tokens, self._ends, pad):
-                    yield str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        for outcome in self.outcomes(samples, batch_size, max_new_tokens, seed, **sampling):
+            if isinstance(outcome, DataError):
+                raise outcome
+            yield outcome
 
-    def _prepare(self, samples: Sequence[Sample]) -> PackedBatch:
-        encoded, tiles = [], []
+    def outcomes(
+        self, samples: Sequence[Sample], batch_size: int, max_new_tokens: int, seed: int = 0, **sampling: Any
+    ) -> Iterator[str | DataError]:
+        """As `answers`, with the error of a sample that cannot be asked in its place.
+
+        The next batch is decoded while one is answered. `seed` and the samples of a batch draw its sampled answers.
+        """
+        chunks = iter([samples[start : start + batch_size] for start in range(0, len(samples), batch_size)])
+        with ThreadPoolExecutor(max_workers=1) as background:
+            following = next(chunks, None)
+            waiting = background.submit(self._prepare, following or [])
+            while following:
+                asked, (batch, errors) = following, waiting.result()
+                following = next(chunks, None)
+                waiting = background.submit(self._prepare, following or [])
+                with _seeded(seed, asked):
+                    texts = iter(self._generate(batch, max_new_tokens, **sampling))
+                for error in errors:
+                    yield error or next(texts)
+
+    def losses(self, samples: Sequence[Sample], batch_size: int) -> Iterator[tuple[float, int]]:
+        """Of each sample the summed cross-entropy of its answers, and how many tokens they are; `batch_size` to a pack.
+
+        Raises DataError.
+        """
+        for start in range(0, len(samples), batch_size):
+            batch, errors = self._prepare(samples[start : start + batch_size], self._encoder.encode)
+            if error := next(filter(None, errors), None):
+                raise error
+            assert batch
+            with torch.no_grad():
+                hidden = self._forward.hidden_states(batch.to(self._device))
+                for first, last in pairwise(batch.cu_seqlens.tolist()):
+                    labels = batch.labels[first:last]
+                    total = summed_cross_entropy(hidden[first:last], self._lm_head, labels.to(hidden.device))
+                    yield float(total), int((labels != IGNORE_INDEX).sum())
+
+    def stream(
+        self, sample: Sample, tell: Callable[[str], None], max_new_tokens: int, seed: int = 0, **sampling: Any
+    ) -> str:
+        """The answer to one sample, told piece by piece as its tokens come; beams cannot be. Raises DataError."""
+        try:
+            batch, [error] = self._prepare([sample])
+        except KeyboardInterrupt:
+            self._videos.close()  # what it was asked would answer the next question
+            raise
+        if error:
+            raise error
+        with _seeded(seed, [sample]):
+            [text] = self._generate(batch, max_new_tokens, streamer=Told(self._decode, self._ends, tell), **sampling)
+        return text
+
+    def _generate(self, batch: PackedBatch | None, max_new_tokens: int, **options: Any) -> list[str]:
+        if batch is None:
+            return []
+        ids = generate(self._forward, batch.to(self._device), max_new_tokens, self._ends, self._pad, **options)
+        return [self._decode(answer) for answer in ids]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _prepare(self, samples: Sequence[Sample], encode: Encode | None = None) -> Batch:
+        """`encode`: `encode_prompt` unless another is given."""
+        encoded, tiles, errors = [], [], list[DataError | None]()
         for sample in samples:
-            layouts = self._media.layouts(sample)
-            encoded.append(self._encoder.encode_prompt(sample, layouts))
-            tiles.append(self._media.tiles(sample, layouts))
-        return collate(encoded, tiles, self._forward.geometry)
+            try:
+                layouts = self._media.layouts(sample)
+                one = (encode or self._encoder.encode_prompt)(sample, layouts)
+                tiles.append(self._media.tiles(sample, layouts))
+            except DataError as error:
+                errors.append(error)
+                continue
+            encoded.append(one)
+            errors.append(None)
+        return collate(encoded, tiles, self._forward.geometry) if encoded else None, errors
+
+
+class Told:
+    """transformers' streamer: the ids of one answer, as they come, to the text that each adds.
+
+    A character whose bytes are not all there waits for them, and space for what follows it: the pieces join to the
+    stripped answer.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], ends: Sequence[int], tell: Callable[[str], None]):
+        self._decode, self._ends, self._tell = decode, ends, tell
+        self._ids: list[int] | None = None
+        self._told = 0
+
+    def put(self, ids: torch.Tensor) -> None:
+        """The prompt first, then one id after the other."""
+        if self._ids is None:
+            self._ids = []
+        elif int(ids) not in self._ends:
+            self._ids.append(int(ids))
+            text = self._decode(self._ids)
+            if not text.endswith("\ufffd"):
+                self._add(text)
+
+    def end(self) -> None:
+        self._add(self._decode(self._ids or []))
+
+    def _add(self, text: str) -> None:
+        if new := text[self._told :]:
+            self._tell(new)
+            self._told = len(text)
+
+
+@contextmanager
+def _seeded(seed: int, samples: Sequence[Sample]) -> Iterator[None]:
+    """Random numbers that depend on the seed and these samples alone; the state outside is left as it was."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(zlib.crc32(repr((seed, [sample.name for sample in samples])).encode()))
+        yield
+
+
+def _refuse_offload(hf_model: Any) -> None:
+    """An adapter is put beside weights that are there."""
+    if any(parameter.is_meta for parameter in hf_model.parameters()):
+        problem = "the model does not fit its devices, and an adapter cannot join weights that are kept on host or disk"
+        raise ConfigError([Fault("adapter", problem, "merge it first, set load_in=4bit, or give more devices")])
 
 
 def with_media_of(sample: Sample, other: Sample) -> Sample:

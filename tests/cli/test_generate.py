@@ -5,12 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoTokenizer
 
-from llava_train.cli.generate import media_first, prompt_sample
 from llava_train.cli.main import main
-from llava_train.config.schema import GenerateConfig, GenerateModel
-from llava_train.family.onevision.template import chat_template
 from llava_train.model.tiny import make_tiny
 
 
@@ -22,25 +18,6 @@ def folder(tmp_path_factory):
         Image.fromarray(pixels).save(root / name)
     make_tiny(root / "tiny", tied=False)
     return root
-
-
-@pytest.mark.parametrize("policy", ["front", "keep"])
-@pytest.mark.parametrize("tags", [[], ["<image>"], ["<video>"], ["<image>", "<image>", "<video>"]])
-@pytest.mark.parametrize("text", ["What?", "\nWhat?"])
-def test_media_first_is_what_the_chat_template_renders(folder, policy, tags, text):
-    content = [{"type": tag.strip("<>")} for tag in tags] + [{"type": "text", "text": text}]
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], chat_template=chat_template("qwen", policy), tokenize=False
-    )
-    assert f"<|im_start|>user\n{media_first(text, tags)}<|im_end|>\n" in rendered
-
-
-def test_prompt_with_tags_is_taken_as_written():
-    config = GenerateConfig(GenerateModel("x"), "one: <image>\ntwo: <image>", images=["a", "b"], system="Be brief.")
-    sample = prompt_sample(config)
-    assert [turn.text for turn in sample.turns] == ["Be brief.", "one: <image>\ntwo: <image>"]
-    assert sample.turns[0].role == "system"
 
 
 def test_answers_one_line_about_images(folder, capsys):
