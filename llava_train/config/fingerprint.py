@@ -55,7 +55,7 @@ def _start_and_data(config: Config, stage_name: str) -> dict[str, Any]:
         marks |= {"model.language_model": model.language_model, "model.vision_tower": model.vision_tower}
     for name in ("file", "on_error", "allow_missing_sources", "max_pixels"):
         marks[f"data.{name}"] = getattr(data, name)
-    if not data.file:
+    if stage.mixture and not data.file:
         sources = load_mixture(stage.mixture)
         wanted = {name: {k: getattr(s, k) for k in ("file", "sampling", "repeat")} for name, s in sources.items()}
         marks |= _flat(wanted, "sources")

@@ -15,17 +15,20 @@ from yaml import YAMLError
 
 from llava_train.config.assets import shipped_mixtures
 from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.plain import TABLE_SUFFIXES, split_of
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.config.typed import build, nearest
 
-RECORD_SUFFIXES = (".json", ".jsonl")
+JSON_SUFFIXES, MIXTURE_SUFFIXES = (".json", ".jsonl"), (".yaml", ".yml")
+RECORD_SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES)
+READABLE = f"records in {' '.join(RECORD_SUFFIXES)}, a folder of pictures, a mixture in .yaml"
 UNRELEASED = "unreleased"
 
 
 @dataclass
 class SourceConfig:
-    """One file of records. Paths are relative to `data.root`, media to `media_root` below it."""
+    """A file of records or a folder of pictures. Paths are relative to `data.root`, media to `media_root` below it."""
 
     file: str
     media_root: str = ""
@@ -33,6 +36,11 @@ class SourceConfig:
     repeat: int = 1  # times that the sampled records are seen in an epoch
     repository: str = ""  # where it can be downloaded, or `unreleased`
     licence: str = ""  # as its publisher gives it, an SPDX id or words; "" = not given
+
+    @property
+    def path(self) -> Path:
+        """The file without the split that may be named behind it."""
+        return split_of(self.file)[0]
 
 
 @dataclass
@@ -71,7 +79,7 @@ def load_mixture(name_or_path: str) -> dict[str, SourceConfig]:
 
 def mixture_path(name_or_path: str) -> Path:
     """File of a mixture: a path if it ends in .yaml or .yml, else a name. Raises ConfigError if there is none."""
-    if Path(name_or_path).suffix in (".yaml", ".yml"):
+    if Path(name_or_path).suffix in MIXTURE_SUFFIXES:
         if not (path := Path(name_or_path)).is_file():
             raise ConfigError([Fault(name_or_path, "no such mixture file", "check the path of stages.STAGE.mixture")])
         return path
@@ -89,23 +97,41 @@ def stage_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceConfi
     `data.file` replaces the mixture; it is taken from the working directory, else from `data.root`. Sources that are
     not on disk are in the result, whatever `data.allow_missing_sources` says: the caller leaves them out, by name.
     """
-    return file_sources(data.file, data.root) if data.file else _below(load_mixture(stage.mixture), data.root)
+    if data.file:
+        return file_sources(data.file, data.root)
+    if not stage.mixture:
+        problem = "is empty, and the recipe brings no data of its own"
+        raise ConfigError([Fault("data.file", problem, "set data.file=FILE, and data.root=DIR for its images")])
+    return _below(load_mixture(stage.mixture), data.root)
+
+
+def is_readable(file: str, root: str) -> bool:
+    """Whether a person's own file is of a kind that `file_sources` reads."""
+    is_folder = Path(file).is_dir() or Path(root, file).is_dir()
+    return is_folder or split_of(file)[0].suffix in (*RECORD_SUFFIXES, *MIXTURE_SUFFIXES)
 
 
 def file_sources(file: str, root: str) -> dict[str, SourceConfig]:
-    """The sources of a file of a person's own, JSON, JSONL or a mixture YAML. Raises ConfigError."""
-    if Path(file).suffix in (".yaml", ".yml"):
+    """The sources of a person's own: a file of records, a folder, or a mixture YAML. Raises ConfigError."""
+    if Path(file).suffix in MIXTURE_SUFFIXES:
         return _below(load_mixture(file), root)
-    own, below = Path(file), Path(root, file)
-    path = own if own.exists() or not below.exists() else below
-    return {own.stem: SourceConfig(file=str(path), media_root=root)}
+    own, below = split_of(file)[0], split_of(Path(root, file))[0]
+    is_below = below.exists() and not own.exists()
+    return {own.stem: _with_folder(SourceConfig(file=str(Path(root, file) if is_below else file), media_root=root))}
 
 
 def _below(sources: dict[str, SourceConfig], root: str) -> dict[str, SourceConfig]:
     return {
-        name: replace(source, file=str(Path(root, source.file)), media_root=str(Path(root, source.media_root)))
+        name: _with_folder(
+            replace(source, file=str(Path(root, source.file)), media_root=str(Path(root, source.media_root)))
+        )
         for name, source in sources.items()
     }
+
+
+def _with_folder(source: SourceConfig) -> SourceConfig:
+    """A folder's media lie in it."""
+    return replace(source, media_root=source.file) if source.path.is_dir() else source
 
 
 def _read_mixture(path: Path) -> dict[str, SourceConfig]:
@@ -150,6 +176,7 @@ def _source_faults(key: str, source: SourceConfig) -> list[Fault]:
         faults.append(Fault(f"{key}.sampling", problem, allowed))
     if source.repeat < 1:
         faults.append(Fault(f"{key}.repeat", f"is {source.repeat}", "set it to 1 or more, or leave the source out"))
-    if Path(source.file).suffix not in RECORD_SUFFIXES:
-        faults.append(Fault(f"{key}.file", f"{source.file} is no record file", f"allowed: {' '.join(RECORD_SUFFIXES)}"))
+    if source.path.suffix not in ("", *RECORD_SUFFIXES):
+        remedy = f"allowed: {' '.join(RECORD_SUFFIXES)}, or a folder"
+        faults.append(Fault(f"{key}.file", f"{source.file} is no record file", remedy))
     return faults

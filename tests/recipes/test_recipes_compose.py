@@ -15,7 +15,7 @@ GEOMETRY = json.loads((Path(__file__).parents[1] / "golden" / "geometry.json").r
 
 
 def test_recipes_are_those_that_are_promised():
-    assert set(shipped_recipes()) == {*REAL, "demo", "tiny"}
+    assert set(shipped_recipes()) == {*REAL, "lora_domain", "demo", "demo_lora", "tiny"}
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
@@ -51,6 +51,14 @@ def test_a_real_recipe_takes_a_start_and_a_file_of_ones_own(name, tmp_path, monk
     records, faults = check_files(load([f"+recipe={name}", "model.init=m", "data.file=f.jsonl", "data.root=."]))
     assert faults == []
     assert {entry.num_samples for entry in records.values()} == {512}
+
+
+def test_lora_domain_lacks_only_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [fault] = check_files(load(["+recipe=lora_domain"]))[1]
+    assert "data.file: is empty" in fault.problem
+    (tmp_path / "f.jsonl").write_text("{}\n" * 16)
+    assert check_files(load(["+recipe=lora_domain", "data.file=f.jsonl", "data.root=."]))[1] == []
 
 
 def test_a_stage_starts_where_the_recipe_before_it_writes():
