@@ -126,7 +126,9 @@ def load_index(
     return Index(folder)
 
 
-def refusal(refused: list[DataError]) -> DataError:
+def refusal(
+    refused: list[DataError], remedy: str = "mend them, or set data.on_error=skip to leave them out"
+) -> DataError:
     """One error for all refused samples: the first, how many of each kind, and a few more by name."""
     first, others = refused[0], refused[1:NAMED]
     counts = Counter(error.reason for error in refused)
@@ -135,7 +137,7 @@ def refusal(refused: list[DataError]) -> DataError:
         f"{len(refused)} such samples: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     ]
     lines += [f"also {error.source}, record {error.record}: {error.reason}" for error in others]
-    lines += ["mend them, or set data.on_error=skip to leave them out"]
+    lines += [remedy]
     return DataError(first.source, first.record, first.reason, "\n    ".join(lines))
 
 

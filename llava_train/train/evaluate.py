@@ -9,40 +9,58 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from rich.progress import Progress
 
-from llava_train.config.errors import ConfigError, DataError, Fault
+from llava_train.config.errors import DataError
+from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import Config, TaskConfig
-from llava_train.data.formats import read_records, to_sample
 from llava_train.data.sample import Sample
 from llava_train.train.answer import Answerer, with_media_of
 from llava_train.train.checkpoint import write_whole
 from llava_train.train.distributed import Ranks
 from llava_train.train.metrics import console
+from llava_train.train.questions import Question, read_questions
+from llava_train.train.scoring import Kind, Reference, normalise, score
 from llava_train.train.stages import Stage, all_stages
 
 FILE = "evaluation.json"
+TOLERANCE = 0.05
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Prediction:
+    """One question with what was said to it."""
+
     question: str
     answer: str  # the reference
     predicted: str
-    control: str  # predicted from another sample's media
+    control: str  # predicted from another sample's media; "" where it was not asked
     images: list[str]
     videos: list[str]
+    source: str = ""
+    record: str = ""
+    type: Kind = "exact"
+    answers: list[str] = field(default_factory=list)  # all references; empty: `answer` alone
+    choices: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        return self.score_of(self.predicted)
 
     @property
     def is_right(self) -> bool:
-        return normalise(self.predicted) == normalise(self.answer)
+        return self.score == 1.0
 
-    @property
-    def control_is_right(self) -> bool:
-        return normalise(self.control) == normalise(self.answer)
+    def score_of(self, text: str, tolerance: float = TOLERANCE) -> float:
+        return score(text, Reference(self.type, self.answers or [self.answer], self.choices), tolerance)
 
 
 @dataclass(frozen=True)
@@ -51,11 +69,11 @@ class TaskResult:
 
     @property
     def accuracy(self) -> float:
-        return sum(p.is_right for p in self.predictions) / len(self.predictions)
+        return sum(p.score for p in self.predictions) / len(self.predictions)
 
     @property
     def control(self) -> float:
-        return sum(p.control_is_right for p in self.predictions) / len(self.predictions)
+        return sum(p.score_of(p.control) for p in self.predictions) / len(self.predictions)
 
     @property
     def blind(self) -> float:
@@ -64,11 +82,6 @@ class TaskResult:
         for p in self.predictions:
             answers[p.question][normalise(p.answer)] += 1
         return sum(max(counts.values()) for counts in answers.values()) / len(self.predictions)
-
-
-def normalise(text: str) -> str:
-    """Answers are compared without case, surrounding space and a final full stop."""
-    return text.strip().lower().removesuffix(".").strip()
 
 
 def evaluate_stages(config: Config, ranks: Ranks) -> dict[str, dict[str, TaskResult]]:
@@ -101,36 +114,62 @@ def _evaluate_stage(config: Config, stage: Stage, ranks: Ranks) -> dict[str, Tas
     return {name: TaskResult([Prediction(**p) for p in result]) for name, result in saved["results"].items()}
 
 
-def _read_task(config: Config, name: str, task: TaskConfig) -> list[Sample]:
-    root = Path(config.data.root)
-    records = read_records(root / task.file, name)
-    samples = [to_sample(record, name, i, root) for i, record in enumerate(records[: task.limit or None])]
-    if not samples:
-        raise ConfigError([Fault(f"evaluation.tasks.{name}", f"{task.file} holds no samples", "give it records")])
-    for sample in samples:
-        if sample.turns[-1].role != "gpt":
-            raise DataError(name, sample.record, "no reference answer", "the last turn must be the answer")
-    return samples
+def _read_task(config: Config, name: str, task: TaskConfig) -> list[Question]:
+    root = config.data.root
+    source = SourceConfig(file=str(Path(root, task.file)), media_root=root)
+    return read_questions({name: source}, task.limit, config.run.seed)
 
 
-def _run_task(config: Config, label: str, samples: list[Sample], answerer: Answerer, ranks: Ranks) -> list[Prediction]:
-    swapped = [with_media_of(s, o) for s, o in zip(samples, _others(samples, config.run.seed), strict=True)]
-    mine = slice(ranks.rank, None, ranks.world_size)
-    asked = samples[mine] + swapped[mine]
+def _run_task(
+    config: Config, label: str, questions: list[Question], answerer: Answerer, ranks: Ranks
+) -> list[Prediction]:
+    samples = [question.sample for question in questions]
+    others = _others(samples, config.run.seed)
+    asked = samples + [with_media_of(sample, other) for sample, other in zip(samples, others, strict=True)]
     evaluation = config.evaluation
-    with Progress(console=console(ranks.is_first), transient=True) as progress:
-        answers = answerer.answers(asked, evaluation.batch_size, evaluation.max_new_tokens)
-        texts = list(progress.track(answers, total=len(asked), description=label))
-    half = len(asked) // 2
-    dealt = ranks.gather(list(zip(texts[:half], texts[half:], strict=True)))
-    pairs = [dealt[i % ranks.world_size][i // ranks.world_size] for i in range(len(samples))]
-    return [_prediction(sample, *pair) for sample, pair in zip(samples, pairs, strict=True)]
+
+    def answers(mine: Sequence[Sample]) -> Iterable[str]:
+        with Progress(console=console(ranks.is_first), transient=True) as progress:
+            texts = answerer.answers(mine, evaluation.batch_size, evaluation.max_new_tokens)
+            yield from progress.track(texts, total=len(mine), description=label)
+
+    said = dealt(asked, ranks, answers)
+    texts, controls = said[: len(samples)], said[len(samples) :]
+    return [prediction(q, text, control) for q, text, control in zip(questions, texts, controls, strict=True)]
 
 
-def _prediction(sample: Sample, predicted: str, control: str) -> Prediction:
-    question = "\n".join(turn.text for turn in sample.turns[:-1])
-    images, videos = [str(path) for path in sample.images], [str(path) for path in sample.videos]
-    return Prediction(question, sample.turns[-1].text, predicted, control, images, videos)
+def dealt(items: Sequence[Item], ranks: Ranks, work: Callable[[Sequence[Item]], Iterable[Result]]) -> list[Result]:
+    """The results of all items, in their order, on every rank; each does every n-th item.
+
+    Raises the DataError of any rank on all of them.
+    """
+    results, error = list[Result](), None
+    try:
+        results = list(work(items[ranks.rank :: ranks.world_size]))
+    except DataError as refused:
+        error = refused
+    gathered = ranks.gather((results, error))
+    for _, raised in gathered:
+        if raised:
+            raise raised
+    return [gathered[i % ranks.world_size][0][i // ranks.world_size] for i in range(len(items))]
+
+
+def prediction(question: Question, predicted: str, control: str = "") -> Prediction:
+    sample, reference = question.sample, question.reference
+    return Prediction(
+        question.text,
+        sample.turns[-1].text,
+        predicted,
+        control,
+        [str(path) for path in sample.images],
+        [str(path) for path in sample.videos],
+        sample.source,
+        sample.record,
+        reference.kind,
+        list(reference.answers),
+        dict(reference.choices),
+    )
 
 
 def _others(samples: list[Sample], seed: int) -> list[Sample]:

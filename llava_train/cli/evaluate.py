@@ -1,0 +1,19 @@
+"""`evaluate`: a checkpoint's answers to held-out questions, scored, with the loss of the references."""
+
+from __future__ import annotations
+
+from llava_train.config.evaluate_rules import evaluated_sources
+from llava_train.config.load import load_evaluate
+
+
+def run(argv: list[str]) -> int:
+    """Prints the scores and where the rest lies. Raises ConfigError, DataError."""
+    config = load_evaluate(argv)
+    from llava_train.train import evaluation
+    from llava_train.train.distributed import start_ranks
+    from llava_train.train.questions import read_questions
+
+    questions = read_questions(evaluated_sources(config), config.limit, config.seed, config.score)
+    with start_ranks() as ranks:
+        evaluation.evaluate(config, questions, ranks)
+    return 0

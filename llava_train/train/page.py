@@ -1,0 +1,123 @@
+"""A page of questions and answers, in one file that opens anywhere: figures first, then the questions, errors first."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from PIL import Image
+
+from llava_train.config.schema import VideoConfig
+from llava_train.data.image import UnreadableImage, open_image
+from llava_train.data.video import UnreadableVideo, VideoReader
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.train.evaluate import Prediction
+from llava_train.train.figures import Row, told
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+SIDE = 220  # pixels of a picture's longer side
+FRAMES = 3  # of a video, as one strip
+MEDIA = 4  # images and videos of one question
+VERDICTS = ("wrong", "partly", "right")
+
+
+class Page:
+    """Reads thumbnails as training reads media. `max_pixels`, `decode_timeout`: as in the data's settings."""
+
+    def __init__(self, max_pixels: int, decode_timeout: float):
+        self._max_pixels = max_pixels
+        self._videos = VideoReader(VideoConfig(fps=1.0, max_frames=FRAMES), decode_timeout, max_pixels)
+        self._picture = lru_cache(maxsize=256)(self._read_picture)
+
+    def render(
+        self, title: str, rows: Sequence[Row], predictions: Sequence[Prediction], scores: Sequence[float], shown: int
+    ) -> str:
+        """HTML without a reference to another file. Of the questions the `shown` with the lowest scores."""
+        order = sorted(range(len(predictions)), key=lambda i: scores[i])[:shown]
+        cards = "".join(self._card(predictions[i], scores[i]) for i in order)
+        left_out = f"the {len(order):,} lowest of " if len(order) < len(predictions) else ""
+        options = {name: sorted({getattr(predictions[i], name) for i in order}) for name in ("source", "type")}
+        return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+            title=escape(title),
+            rows="".join(map(_row, rows)),
+            count=f"{left_out}{len(predictions):,} questions, errors first",
+            selects="".join(_select(name, values) for name, values in options.items()),
+            boxes="".join(_box(verdict, sum(verdict_of(scores[i]) == verdict for i in order)) for verdict in VERDICTS),
+            cards=cards,
+        )
+
+    def close(self) -> None:
+        self._videos.close()
+
+    def _card(self, prediction: Prediction, score: float) -> str:
+        verdict = verdict_of(score)
+        paths = [*((path, "image") for path in prediction.images), *((path, "video") for path in prediction.videos)]
+        media = "".join(self._picture(path, kind) for path, kind in paths[:MEDIA])
+        more = f"<span class=more>and {len(paths) - MEDIA} more</span>" if len(paths) > MEDIA else ""
+        counts = Counter(prediction.answers or [prediction.answer])
+        references = [text if count == 1 else f"{text} ({count} times)" for text, count in counts.most_common()]
+        options = "".join(f"<li><b>{escape(k)}</b> {escape(text)}" for k, text in prediction.choices.items())
+        return (
+            f'<article class="{verdict}" data-verdict={verdict} data-source="{escape(prediction.source)}"'
+            f' data-type="{escape(prediction.type)}"><div class=media>{media}{more}</div><div class=text>'
+            f"<p class=question>{escape(_words(prediction.question))}</p>"
+            + (f"<ul>{options}</ul>" if options else "")
+            + f"<dl><dt>answer<dd class=said>{escape(prediction.predicted) or '<i>nothing</i>'}"
+            f"<dt>reference<dd>{escape(' | '.join(references))}</dl>"
+            f"<footer><span class=badge>{_mark(score)}</span>{escape(prediction.type)} · {escape(prediction.source)}"
+            f" · record {escape(prediction.record)}</footer></div></article>"
+        )
+
+    def _read_picture(self, path: str, kind: str) -> str:
+        try:
+            image = self._strip(Path(path)) if kind == "video" else open_image(Path(path), self._max_pixels)
+        except (UnreadableImage, UnreadableVideo, FileNotFoundError):
+            return f"<span class=more>{escape(Path(path).name)} cannot be read</span>"
+        image.thumbnail((SIDE * (FRAMES if kind == "video" else 1), SIDE))
+        file = io.BytesIO()
+        image.convert("RGB").save(file, "JPEG", quality=82)
+        data = base64.b64encode(file.getvalue()).decode()
+        return f'<img alt="{escape(Path(path).name)}" src="data:image/jpeg;base64,{data}" loading=lazy>'
+
+    def _strip(self, path: Path) -> Image.Image:
+        frames = self._videos.frames(path, SIDE // 2)[:FRAMES]
+        return Image.fromarray(np.concatenate(list(frames.transpose(0, 2, 3, 1)), axis=1))
+
+
+def verdict_of(score: float) -> str:
+    return VERDICTS[0 if score == 0 else 2 if score == 1 else 1]
+
+
+def _mark(score: float) -> str:
+    return {"wrong": "wrong", "right": "right"}.get(verdict_of(score), f"{score:.2f}")
+
+
+def _row(row: Row) -> str:
+    bar = (
+        f"<span class=bar><i style='left:{row.score.low:.1%};width:{row.score.high - row.score.low:.1%}'></i>"
+        f"<b style='left:{row.score.value:.1%}'></b></span>"
+    )
+    return (
+        f"<tr><td>{escape(row.source)}<td>{escape(row.type)}<td class=n>{row.count:,}<td class=n>{told(row.score)}"
+        f"<td>{bar}<td class=n>{told(row.loss)}"
+    )
+
+
+def _select(name: str, values: Sequence[str]) -> str:
+    options = "".join(f'<option value="{escape(value)}">{escape(value)}' for value in values)
+    return f"<label>{name} <select data-by={name}><option value=''>all{options}</select></label>"
+
+
+def _box(verdict: str, count: int) -> str:
+    return f"<label class={verdict}><input type=checkbox checked value={verdict}> {verdict} {count:,}</label>"
+
+
+def _words(question: str) -> str:
+    return question.replace(IMAGE_TAG, "").replace(VIDEO_TAG, "").strip()

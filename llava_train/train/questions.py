@@ -1,0 +1,124 @@
+"""Held-out questions from records: what is asked, and what counts as right.
+
+A record is one of the training data, whose last turn is the reference answer. It may say more: `answers`, a list of
+references, with which the last turn may be left out; `choices`, the options, a list of texts or a mapping by letter;
+`type`, one of exact, any_of, choice and number, else it is inferred.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from llava_train.config.errors import ConfigError, DataError, Fault
+from llava_train.config.mixture import SourceConfig
+from llava_train.data.formats import BadRecord, to_sample
+from llava_train.data.index import refusal
+from llava_train.data.mixture import sampled_records
+from llava_train.data.sample import Sample, Turn
+from llava_train.train.scoring import (
+    KINDS,
+    LETTERS,
+    Kind,
+    Reference,
+    infer_kind,
+    read_letter,
+    read_number,
+    read_options,
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """`sample` ends in the reference answer."""
+
+    sample: Sample
+    reference: Reference
+
+    @property
+    def text(self) -> str:
+        return "\n".join(turn.text for turn in self.sample.turns[:-1])
+
+
+def read_questions(
+    sources: Mapping[str, SourceConfig], limit: int, seed: int, score: Kind | Literal["auto"] = "auto"
+) -> list[Question]:
+    """All sources in order, the first `limit` records of each (0 = all). `score`: the type of all of them.
+
+    Raises DataError that names every record that is none or whose media are missing, ConfigError where none is there.
+    """
+    questions, refused = list[Question](), list[DataError]()
+    for name, source in sources.items():
+        for position, record in sampled_records(name, source, seed)[: limit or None]:
+            try:
+                questions.append(_question(record, name, position, Path(source.media_root), score))
+            except DataError as error:
+                refused.append(error)
+    if refused:
+        raise refusal(refused, "mend them, or take them out of the file")
+    if not questions:
+        files = ", ".join(source.file for source in sources.values())
+        raise ConfigError([Fault(", ".join(sources), f"{files} holds no samples", "give it records")])
+    return questions
+
+
+def _question(record: Any, source: str, position: int, root: Path, score: Kind | Literal["auto"]) -> Question:
+    sample = to_sample(record, source, position, root)
+    try:
+        answers, choices = _answers(record), _choices(record)
+        if sample.turns[-1].role != "gpt":
+            if not answers:
+                raise BadRecord("no reference answer: the last turn must be the answer, or `answers` must hold some")
+            [(usual, _)] = Counter(answers).most_common(1)
+            sample = replace(sample, turns=[*sample.turns, Turn("gpt", usual)])
+        given, last = bool(answers), sample.turns[-1].text
+        choices = choices or read_options(sample.turns[-2].text)
+        kind = _kind(record, score) or infer_kind(given, choices, answers[0] if given else last)
+        reference = Reference(kind, answers or [last], choices if kind == "choice" else {})
+        _refuse_unreadable(reference)
+    except BadRecord as error:
+        raise sample.error("bad record", str(error)) from error
+    for path in (*sample.images, *sample.videos):
+        if not path.exists():
+            raise sample.error("missing file", str(path))
+    return Question(sample, reference)
+
+
+def _answers(record: dict[str, Any]) -> list[str]:
+    answers = record.get("answers", [])
+    texts = [str(answer) for answer in answers] if isinstance(answers, list) else []
+    if "answers" in record and not (texts and all(isinstance(answer, str | int | float) for answer in answers)):
+        raise BadRecord("`answers` is no list of texts")
+    return texts
+
+
+def _choices(record: dict[str, Any]) -> dict[str, str]:
+    choices = record.get("choices", [])
+    if isinstance(choices, list):
+        choices = dict(zip(LETTERS, choices, strict=False)) if len(choices) <= len(LETTERS) else None
+    if not isinstance(choices, dict) or not all(isinstance(text, str | int | float) for text in choices.values()):
+        raise BadRecord("`choices` is neither a list of at most 26 texts nor a mapping by letter")
+    if strange := sorted(str(letter) for letter in choices if letter not in list(LETTERS)):
+        raise BadRecord(f"`choices` has {', '.join(strange)}; letters are A to Z")
+    return {letter: str(text) for letter, text in choices.items()}
+
+
+def _kind(record: dict[str, Any], score: Kind | Literal["auto"]) -> Kind | None:
+    if score != "auto":
+        return score
+    if "type" in record and record["type"] not in KINDS:
+        raise BadRecord(f"type {record['type']!r} is unknown; known: {', '.join(KINDS)}")
+    return record.get("type")
+
+
+def _refuse_unreadable(reference: Reference) -> None:
+    """Nothing could be right for a reference that is itself no choice, or no number."""
+    for answer in reference.answers:
+        if reference.kind == "choice" and not read_letter(answer, reference.choices):
+            options = ", ".join(f"{letter}: {text}" for letter, text in reference.choices.items()) or "A to Z"
+            raise BadRecord(f"reference {answer!r} is none of the options, {options}")
+        if reference.kind == "number" and read_number(answer) is None:
+            raise BadRecord(f"reference {answer!r} is no number")
