@@ -24,8 +24,15 @@ from llava_train.config.assets import asset, assets_root, shipped_models, shippe
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.mixture import read_yaml
 from llava_train.config.overrides import CONFIG_DIR, CommandLine, apply, restore, split_words
-from llava_train.config.rules import judge, judge_convert, judge_evaluate, judge_export, judge_generate
-from llava_train.config.schema import Config, ConvertConfig, EvaluateConfig, ExportConfig, GenerateConfig
+from llava_train.config.rules import judge, judge_compare, judge_convert, judge_evaluate, judge_export, judge_generate
+from llava_train.config.schema import (
+    CompareConfig,
+    Config,
+    ConvertConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+)
 from llava_train.config.typed import UNSOUND, build, nearest
 
 _read_once = cache(read_yaml)  # for our own recipes, which do not change while a process runs
@@ -77,6 +84,11 @@ def load_export(argv: list[str]) -> ExportConfig:
 def load_evaluate(argv: list[str]) -> EvaluateConfig:
     """The evaluation that `argv` asks for. Raises ConfigError with all its faults."""
     return _without_recipe(EvaluateConfig, argv, judge_evaluate, "evaluate", "model.init=DIR data.file=FILE")
+
+
+def load_compare(argv: list[str]) -> CompareConfig:
+    """The comparison that `argv` asks for. Raises ConfigError with all its faults."""
+    return _without_recipe(CompareConfig, argv, judge_compare, "compare", "before=DIR after=[DIR,...]")
 
 
 def _without_recipe(schema: Any, argv: list[str], judge_all: Callable[..., list[Fault]], verb: str, needed: str) -> Any:

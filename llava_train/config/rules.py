@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from llava_train.config import adapter_rules
+from llava_train.config.compare_rules import COMPARE_RULES
 from llava_train.config.errors import Fault
 from llava_train.config.evaluate_rules import EVALUATE_RULES
 from llava_train.config.generate_rules import GENERATE_RULES
 from llava_train.config.mixture import RECORD_SUFFIXES
-from llava_train.config.schema import Config, ConvertConfig, EvaluateConfig, ExportConfig, GenerateConfig, StageConfig
+from llava_train.config.schema import (
+    CompareConfig,
+    Config,
+    ConvertConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    StageConfig,
+)
 from llava_train.config.typed import nearest, shown
 
 Rule = Callable[[Any], Iterator[Fault]]
@@ -84,6 +93,10 @@ def judge_generate(config: GenerateConfig, complete: bool) -> list[Fault]:
 
 def judge_evaluate(config: EvaluateConfig, complete: bool) -> list[Fault]:
     return [fault for rule in EVALUATE_RULES for fault in _run(rule, config, complete=complete)]
+
+
+def judge_compare(config: CompareConfig, complete: bool) -> list[Fault]:
+    return [fault for rule in COMPARE_RULES for fault in _run(rule, config, complete=complete)]
 
 
 def judge_convert(config: ConvertConfig, complete: bool) -> list[Fault]:

@@ -257,6 +257,14 @@ class EvaluateConfig:
 
 
 @dataclass
+class CompareConfig:
+    """`python -m llava_train compare`: what `evaluate` found of the same questions, before and after."""
+
+    before: str  # folder that `evaluate` wrote
+    after: list[str] = field(default_factory=list)  # others
+
+
+@dataclass
 class ConvertConfig:
     """`python -m llava_train convert`: a checkpoint of the original trainer, as a Hugging Face folder."""
 

@@ -1,0 +1,25 @@
+"""`compare`: evaluations of the same questions side by side, such as before and after a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.load import load_compare
+
+
+def run(argv: list[str]) -> int:
+    """Prints a table. Raises ConfigError."""
+    config = load_compare(argv)
+    from llava_train.train.compare import compare, read_scores, table
+    from llava_train.train.metrics import console
+
+    before = read_scores(Path(config.before))
+    changes = {}
+    for folder in config.after:
+        try:
+            changes[Path(folder).name] = compare(before, read_scores(Path(folder)))
+        except ValueError as error:
+            raise ConfigError([Fault("after", f"{folder}: {error}", "evaluate both on the same data.file")]) from error
+    console().print(table(Path(config.before).name, before, changes))
+    return 0
