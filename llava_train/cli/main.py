@@ -19,7 +19,6 @@ VERBS = {
     "generate": "answer a prompt about images or a video",
     "evaluate": "score answers to held-out questions, as figures and a page: model.init=DIR data.file=FILE",
     "compare": "show evaluations of the same questions side by side: before=DIR after=[DIR,...]",
-    "compare": "show evaluations of the same questions side by side: before=DIR after=[DIR,...]",
     "export": "turn a run's checkpoint into a Hugging Face folder: run.dir=DIR [stage=NAME] [step=N] out=DIR",
     "convert": "turn a checkpoint of the original trainer into a Hugging Face folder: original=DIR out=DIR",
 }
