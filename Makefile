@@ -11,12 +11,36 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-faults test-slow test-all lint lock wheel clean
+RUN_SUFFIX := $(if $(filter-out 0,$(SEED)),-seed$(SEED))
+DEMO := runs/demo$(RUN_SUFFIX)/onevision/hf
+ADAPTED := runs/demo_lora$(RUN_SUFFIX)
+ADAPT = $(PY) -m llava_train +recipe=demo_lora run.seed=$(SEED) model.init=$(DEMO)
+ASK = $(PY) -m llava_train evaluate data.file=data/mixtures/demo_lora_held_out.yaml data.root=data/cache/demo/seed$(SEED) \
+  batch_size=100 max_new_tokens=10
+ASKED := $(ADAPTED)/evaluations
+
+.PHONY: demo demo-lora test test-faults test-slow test-all lint lock wheel clean
 
 demo: $(INSTALLED)
 	$(PY) data/scripts/make_demo.py --seed $(SEED)
 	$(PY) data/scripts/make_demo_parts.py --seed $(SEED)
-	$(PY) -m llava_train +recipe=demo run.seed=$(SEED) $(if $(filter-out 0,$(SEED)),run.name=demo-seed$(SEED))
+	$(PY) -m llava_train +recipe=demo run.seed=$(SEED) run.name=demo$(RUN_SUFFIX)
+
+# The model of the demo before and after: an adapter, the whole model tuned alike, an adapter of shuffled answers.
+demo-lora: $(INSTALLED)
+	test -d $(DEMO) || $(MAKE) demo
+	$(PY) data/scripts/make_demo.py --seed $(SEED)
+	$(PY) data/scripts/make_demo_domain.py --seed $(SEED)
+	$(ADAPT) run.dir=$(ADAPTED)
+	$(ADAPT) run.dir=$(ADAPTED)-full '~stages.domain.lora' \
+	  'stages.domain.learning_rate={vision_tower: 5e-4, projector: 1e-3, language_model: 1e-3}'
+	$(ADAPT) run.dir=$(ADAPTED)-shuffled stages.domain.mixture=demo_lora_shuffled
+	$(ASK) model.init=$(DEMO) out=$(ASKED)/before
+	$(ASK) model.init=$(DEMO) adapter=$(ADAPTED)/domain/adapter out=$(ASKED)/adapter
+	$(ASK) model.init=$(ADAPTED)-full/domain/hf out=$(ASKED)/full_tuning
+	$(ASK) model.init=$(DEMO) adapter=$(ADAPTED)-shuffled/domain/adapter out=$(ASKED)/shuffled_answers
+	$(PY) -m llava_train compare before=$(ASKED)/before \
+	  after=[$(ASKED)/adapter,$(ASKED)/full_tuning,$(ASKED)/shuffled_answers]
 
 test: $(INSTALLED)
 	$(PY) -m pytest
