@@ -8,7 +8,7 @@ from pathlib import Path
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.files import source_problem
 from llava_train.config.generate_rules import adapter_is_a_folder, has_a_start
-from llava_train.config.mixture import RECORD_SUFFIXES, SourceConfig, file_sources
+from llava_train.config.mixture import READABLE, SourceConfig, file_sources, is_readable
 from llava_train.config.schema import EvaluateConfig
 
 BOUNDS = (("limit", 0), ("batch_size", 1), ("max_new_tokens", 1), ("seed", 0), ("shown", 0))
@@ -20,10 +20,9 @@ def evaluated_sources(config: EvaluateConfig) -> dict[str, SourceConfig]:
 
 
 def questions_are_there(config: EvaluateConfig) -> Iterator[Fault]:
-    allowed = (*RECORD_SUFFIXES, ".yaml", ".yml")
-    if Path(config.data.file).suffix not in allowed:
+    if not (config.data.file and is_readable(config.data.file, config.data.root)):
         problem = f"{config.data.file} is of no known kind" if config.data.file else "is empty"
-        yield Fault("data.file", problem, f"name a file of held-out questions: {' '.join(allowed)}")
+        yield Fault("data.file", problem, f"name a file of held-out questions: {READABLE}")
         return
     try:
         sources = evaluated_sources(config)

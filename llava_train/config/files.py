@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.mixture import RECORD_SUFFIXES, UNRELEASED, SourceConfig, stage_sources
+from llava_train.config.plain import read_plain, split_of
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import Config, StageConfig
 
@@ -69,7 +70,7 @@ def task_faults(config: Config) -> list[Fault]:
     """Held-out questions that are not on disk."""
     faults = []
     for name, task in config.evaluation.tasks.items():
-        if not (path := Path(config.data.root, task.file)).is_file():
+        if not (path := split_of(Path(config.data.root, task.file))[0]).is_file():
             remedy = f"put it there, set data.root, or leave it out: ~evaluation.tasks.{name}"
             faults.append(Fault(f"evaluation.tasks.{name}.file", f"no file {path}", remedy))
     return faults
@@ -84,13 +85,13 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
         return [Fault(key, f"{fault.key}: {fault.problem}", fault.remedy) for fault in error.faults]
     faults = []
     for source_name, source in sources.items():
-        if not Path(source.file).is_file() and data.allow_missing_sources and not data.file:
+        if not source.path.exists() and data.allow_missing_sources and not data.file:
             records.left_out.append(source_name)
             continue
         problem, remedy = source_problem(source, own=bool(data.file))
         if problem:
             faults.append(Fault(key, f"source {source_name}: {problem}", remedy))
-        elif Path(source.file).stat().st_size > COUNT_LIMIT:
+        elif source.path.stat().st_size > COUNT_LIMIT:
             records.not_counted.append(source_name)
         else:
             try:
@@ -112,7 +113,7 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
 
 def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
     """What keeps a source from being read, and the remedy; two empty texts if nothing does. `own`: it is data.file."""
-    if not Path(source.file).is_file():
+    if not source.path.exists():
         leave_out = "data.allow_missing_sources=true leaves absent sources out"
         if own:
             remedy = "check data.file and data.root"
@@ -121,14 +122,16 @@ def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
         else:
             where = f"download {source.repository}" if source.repository else "put it there"
             remedy = f"{where}, or set data.root; {leave_out}"
-        return f"no file {source.file}", remedy
+        return f"no file {source.path}", remedy
     if not Path(source.media_root).is_dir():
         return f"no media folder {source.media_root}", "put the images and videos there, or set data.root"
     return "", ""
 
 
 def count_records(path: Path) -> int:
-    """Records of a JSON list, or non-blank lines of a JSONL file. ValueError if it is neither."""
+    """Records of a JSON list, a table or a folder, or non-blank lines of a JSONL file. ValueError if it is none."""
+    if (plain := read_plain(path)) is not None:
+        return len(plain)
     if path.suffix not in RECORD_SUFFIXES:
         raise ValueError(f"is no record file; allowed: {' '.join(RECORD_SUFFIXES)}")
     if path.suffix == ".jsonl":

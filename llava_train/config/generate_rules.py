@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from llava_train.config.errors import Fault
-from llava_train.config.mixture import RECORD_SUFFIXES
+from llava_train.config.mixture import JSON_SUFFIXES
 from llava_train.config.schema import EvaluateConfig, GenerateConfig
 from llava_train.config.typed import shown
 
@@ -58,8 +58,8 @@ def file_and_its_settings_go_together(config: GenerateConfig) -> Iterator[Fault]
             if getattr(config, name) != defaults[name]:
                 yield Fault(name, "is for a file of prompts, and there is none", f"leave {name} out, or set file=...")
         return
-    if Path(config.file).suffix not in RECORD_SUFFIXES or not Path(config.file).is_file():
-        problem = f"{config.file} is no file that ends in {' or '.join(RECORD_SUFFIXES)}"
+    if Path(config.file).suffix not in JSON_SUFFIXES or not Path(config.file).is_file():
+        problem = f"{config.file} is no file that ends in {' or '.join(JSON_SUFFIXES)}"
         yield Fault("file", problem, "name one that holds a prompt per record")
     if Path(config.out).suffix != ".jsonl":
         yield Fault("out", f"{shown(config.out)} is no .jsonl file", "set out=ANSWERS.jsonl")

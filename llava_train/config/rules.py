@@ -12,7 +12,8 @@ from llava_train.config.compare_rules import COMPARE_RULES
 from llava_train.config.errors import Fault
 from llava_train.config.evaluate_rules import EVALUATE_RULES
 from llava_train.config.generate_rules import GENERATE_RULES
-from llava_train.config.mixture import RECORD_SUFFIXES
+from llava_train.config.mixture import READABLE, RECORD_SUFFIXES, is_readable
+from llava_train.config.plain import split_of
 from llava_train.config.schema import (
     CompareConfig,
     Config,
@@ -176,11 +177,9 @@ def attention_fits_precision(config: Config) -> Iterator[Fault]:
 
 
 def data_file_is_readable(config: Config) -> Iterator[Fault]:
-    allowed = (*RECORD_SUFFIXES, ".yaml", ".yml")
     for key, file in (("data.file", config.data.file), ("evaluation.file", config.evaluation.file)):
-        if file and Path(file).suffix not in allowed:
-            remedy = f"allowed: records in {' '.join(RECORD_SUFFIXES)}, a mixture in .yaml"
-            yield Fault(key, f"{file} is of no known kind", remedy)
+        if file and not is_readable(file, config.data.root):
+            yield Fault(key, f"{file} is of no known kind", f"allowed: {READABLE}")
 
 
 def data_root_is_set(config: Config) -> Iterator[Fault]:
@@ -193,7 +192,7 @@ def data_root_is_set(config: Config) -> Iterator[Fault]:
 def tasks_have_files(config: Config) -> Iterator[Fault]:
     for name, task in config.evaluation.tasks.items():
         key = f"evaluation.tasks.{name}"
-        if Path(task.file).suffix not in RECORD_SUFFIXES:
+        if split_of(task.file)[0].suffix not in RECORD_SUFFIXES:
             yield Fault(f"{key}.file", f"{shown(task.file)} is no record file", f"allowed: {' '.join(RECORD_SUFFIXES)}")
         if task.limit < 0:
             yield Fault(f"{key}.limit", f"{task.limit} is out of range", "allowed: >= 0, and 0 means all")

@@ -1,4 +1,4 @@
-"""LLaVA JSON and JSONL: records as they stand in a file become `Sample`s.
+"""LLaVA JSON and JSONL, tables and folders: records as they stand in a file become `Sample`s.
 
 A record: `id` (optional), `conversations` [{from, value}] or [{role, content}], `image` and `video` each a path or a
 list of paths, both optional. A first `system` turn replaces the default; a leading answer to nothing is dropped.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_train.config.errors import DataError
+from llava_train.config.plain import BadRecord, read_plain
 from llava_train.data.sample import Role, Sample, Turn
 
 ROLES: dict[str, Role] = {
@@ -22,19 +23,18 @@ ROLES: dict[str, Role] = {
 }
 
 
-class BadRecord(ValueError):
-    """A record of the wrong form; the message says how."""
-
-
 def read_records(path: Path, source: str) -> list[Any]:
-    """All records of a file: of .jsonl one per line that is not blank, else a JSON list. A line that is no JSON is kept
-    as a `BadRecord`, so that positions stay. Raises DataError where the file as a whole cannot be read."""
+    """All records of a file: of .jsonl one per line that is not blank, of tables and folders as `config.plain` reads
+    them, else a JSON list. A bad one is kept as a `BadRecord`, so that positions stay. Raises DataError where the file
+    as a whole cannot be read."""
     try:
+        if (plain := read_plain(path)) is not None:
+            return plain
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
             return [_parse_line(line) for line in text.split("\n") if line.strip()]
         records = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(source, "-", "unreadable file", f"{path}: {error}") from error
     if not isinstance(records, list):
         raise DataError(source, "-", "unreadable file", f"{path} holds no list of records")

@@ -253,8 +253,10 @@ def _sample(content: dict[str, Any]) -> Sample:
 def _fingerprint(sources: dict[str, SourceConfig], seed: int, settings: Any) -> str:
     files = {}
     for name, source in sources.items():
-        stat = os.stat(source.file) if os.path.exists(source.file) else None
-        files[name] = [asdict(source), os.path.abspath(source.file), stat and (stat.st_size, stat.st_mtime_ns)]
+        path = source.path
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in inside if file.is_file()]
+        files[name] = [asdict(source), os.path.abspath(source.file), stamps]
     content = json.dumps([FORMAT, files, seed, settings], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

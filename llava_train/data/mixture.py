@@ -16,7 +16,7 @@ def present_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceCon
     sources = stage_sources(data, stage)
     if not data.allow_missing_sources:
         return sources
-    return {name: source for name, source in sources.items() if Path(source.file).is_file()}
+    return {name: source for name, source in sources.items() if source.path.exists()}
 
 
 def sampled_records(name: str, source: SourceConfig, seed: int) -> list[tuple[int, Any]]:

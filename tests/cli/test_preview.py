@@ -169,3 +169,36 @@ def test_nothing_is_left_where_a_preview_fails(init, tmp_path, capsys):
     assert main(["preview", "+recipe=tiny", f"model.init={init}", *words]) == 2
     assert "unreadable file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["own.json"]
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    for name in ("red_box", "red_disc"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        shutil.copy(ROOT / "data" / "tiny" / "images" / f"{name}.png", tmp_path / "pictures" / name)
+    return tmp_path / "pictures"
+
+
+def test_table_is_shown_wherever_it_lies(preview, pictures, capsys):
+    (pictures / "q.csv").write_text(
+        "image;answer;split\nred_box/red_box.png;a box;train\nno.png;a;train\nno.png;b;test\n"
+    )
+    box, missing = preview("data.file=q.csv@train", f"data.root={pictures}")
+    assert box["visual"][0]["width"] == 64
+    assert (box["source"], box["id"]) == ("q", "line 2")
+    assert missing["error"].startswith("q, record 1 (id line 3): missing file ")
+    words = [f"data.root={pictures}", "stages.projector.template=qwen", "stages.projector.global_batch_size=1"]
+    words += ["stages.onevision.global_batch_size=1"]
+    assert main(["check", "+recipe=tiny", "data.file=q.csv@test", *words]) == 0
+    assert "q.csv@test: 1 samples" in capsys.readouterr().out
+    assert main(["check", "+recipe=tiny", "data.file=q.csv", *words]) == 2
+    told = capsys.readouterr().err
+    assert f"data.file: source q: {pictures}/q.csv: column split has rows 2 of train, 1 of test: name" in told
+
+
+def test_folder_of_pictures_is_shown(preview, pictures, capsys):
+    box, _ = preview(f"data.file={pictures}")
+    assert (box["source"], box["id"]) == ("pictures", "red_box/red_box.png")
+    assert [label for label in box["labels"] if label != -100] == [*byte_tokenizer()("red box")["input_ids"], 258]
+    assert main(["check", "+recipe=tiny", f"data.file={pictures}/none"]) == 2
+    assert "a folder of pictures, a mixture in .yaml" in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""Records of people who write no JSON: a table of questions and answers, or a folder of pictures.
+
+Enters: a CSV or TSV file, `FILE@SPLIT` for the rows of one split, or a folder. Leaves: records as LLaVA's JSON has
+them, each bad one as a `BadRecord` in its place.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+DELIMITERS = ",;\t"
+COLUMNS = {  # names of a column, however they are cased; the first one counts where there are several
+    "image": (
+        "image",
+        "images",
+        "image_path",
+        "image_file",
+        "img",
+        "file",
+        "file_name",
+        "filename",
+        "picture",
+        "photo",
+    ),
+    "video": ("video", "videos", "video_path", "video_file", "clip"),
+    "question": ("question", "prompt", "instruction", "query", "input", "user"),
+    "answer": ("answer", "response", "output", "caption", "text", "label", "target", "assistant"),
+    "system": ("system", "system_prompt"),
+    "split": ("split", "subset"),
+    "id": ("id", "question_id", "sample_id"),
+}
+DESCRIBE, NAME_IT = "Describe the {}.", "What is shown?"  # asked where a table or a folder has no questions
+_PART = re.compile(r"(.+\.(?:csv|tsv))@(.+)", re.IGNORECASE)
+_TAG = re.compile("<image>|<video>")
+Record = dict[str, Any]
+
+
+class BadRecord(ValueError):
+    """A record of the wrong form; the message says how."""
+
+
+def split_of(file: str | Path) -> tuple[Path, str]:
+    """The file, and the split that is named behind it: `q.csv@test` -> q.csv, test. Empty where none is."""
+    found = _PART.fullmatch(str(file))
+    return (Path(found[1]), found[2]) if found else (Path(file), "")
+
+
+def read_plain(file: str | Path) -> list[Record | BadRecord] | None:
+    """The records of a table, or of its rows of a split, or of a folder; None where the file is neither."""
+    path, split = split_of(file)
+    if path.is_dir():
+        return read_folder(path)
+    return read_table(path, split) if path.suffix.lower() in TABLE_SUFFIXES else None
+
+
+def read_table(path: Path, split: str = "") -> list[Record | BadRecord]:
+    """The rows of a table, those of a split where the table has several. Raises ValueError where it is none to read.
+
+    An image or video cell may hold several paths, with ; or | between them. Questions without tags get them in front.
+    """
+    rows = _rows(path)
+    header = [cell.strip() for cell in next(rows, (0, []))[1]]
+    columns = _columns(header)
+    numbered = list(rows)
+    if split or "split" in columns:
+        numbered = _of_split(path, numbered, columns, header, split)
+    return [_record(path, line, cells, header, columns) for line, cells in numbered]
+
+
+def read_folder(path: Path) -> list[Record | BadRecord]:
+    """Pictures with captions, PICTURE.txt beside each; else pictures in folders that are named by what they show.
+
+    Paths are below `path`, in the order of their names. Raises ValueError where it is neither.
+    """
+    files = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not pictures:
+        kinds = ", ".join(sorted({file.suffix or file.name for file in files})) or "nothing"
+        raise ValueError(f"holds no pictures ({' '.join(IMAGE_SUFFIXES)}); found: {kinds}")
+    texts = {file.with_suffix("") for file in files if file.suffix.lower() == ".txt"}
+    if any(picture.with_suffix("") in texts for picture in pictures):
+        return [_captioned(path, picture) for picture in pictures]
+    if all(len(picture.parts) == 1 for picture in pictures):
+        tables = [str(path / file) for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+        hint = f"; name its table instead: {' or '.join(tables)}" if tables else ""
+        told = (
+            f"{len(pictures)} pictures, no caption (such as {pictures[0].with_suffix('.txt')}) and no folder by label"
+        )
+        raise ValueError(told + hint)
+    return [_labelled(picture) for picture in pictures]
+
+
+def _rows(path: Path):
+    """(line that it starts on, cells) of each row that is not empty."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {error.start}); save it again as CSV UTF-8") from error
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"line {line}: {error}; check the quotes there") from error
+
+
+def _delimiter(path: Path, text: str) -> str:
+    """The one by which most columns of the header are known."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    known = {name for names in COLUMNS.values() for name in names}
+    header = text.lstrip().partition("\n")[0].strip()
+
+    def fit(delimiter: str) -> tuple[int, int]:
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+        return sum(_plain(cell) in known for cell in cells), len(cells)
+
+    return max(DELIMITERS, key=fit)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def _columns(header: list[str]) -> dict[str, int]:
+    """Position of each column that is known. Raises ValueError where one is missing or stands twice."""
+    names = [_plain(cell) for cell in header]
+    found = f"found: {', '.join(header) or 'no header'}"
+    if twice := [header[i] for i, name in enumerate(names) if name and name in names[:i]]:
+        raise ValueError(f"line 1: column {twice[0]} stands twice; {found}")
+    columns = {}
+    for column, known in COLUMNS.items():
+        if present := [name for name in known if name in names]:
+            columns[column] = names.index(present[0])
+    if "answer" not in columns:
+        raise ValueError(f"line 1: no column of answers ({', '.join(COLUMNS['answer'])}); {found}")
+    if "image" not in columns and "video" not in columns:
+        allowed = ", ".join((*COLUMNS["image"], *COLUMNS["video"]))
+        raise ValueError(f"line 1: no column of images or videos ({allowed}); {found}")
+    return columns
+
+
+def _of_split(path: Path, rows: list, columns: dict[str, int], header: list[str], split: str) -> list:
+    if "split" not in columns:
+        raise ValueError(f"no column split, so no rows of {split}; found: {', '.join(header)}")
+    at = columns["split"]
+    names = [(cells[at].strip() if at < len(cells) else "").lower() for _, cells in rows]
+    told = ", ".join(f"{count} of {name or 'none'}" for name, count in Counter(names).items())
+    if not split:
+        example = next((name for name in names if name), "train")
+        raise ValueError(f"column {header[at]} has rows {told}: name the ones to read, as {path.name}@{example}")
+    if split.lower() not in names:
+        raise ValueError(f"column {header[at]} has no rows of {split}, only {told}")
+    return [row for row, name in zip(rows, names, strict=True) if name == split.lower()]
+
+
+def _record(path: Path, line: int, cells: list[str], header: list[str], columns: dict[str, int]) -> Record | BadRecord:
+    where = f"{path.name}, line {line}"
+    if len(cells) != len(header):
+        return BadRecord(
+            f"{where}: {len(cells)} cells under {len(header)} columns; quote a text that holds the delimiter"
+        )
+    row = {column: cells[at].strip() for column, at in columns.items()}
+    for column in ("question", "answer", "id"):
+        if row.get(column) == "":
+            return BadRecord(f"{where}, column {header[columns[column]]}: is empty")
+    media = {kind: _paths(row.get(kind, "")) for kind in ("image", "video")}
+    if not any(media.values()):
+        names = " and ".join(header[columns[kind]] for kind in media if kind in columns)
+        return BadRecord(f"{where}, column {names}: is empty")
+    question = row.get("question") or DESCRIBE.format("image" if media["image"] else "video")
+    if not _TAG.search(question):
+        question = "".join(f"<{kind}>\n" * len(paths) for kind, paths in media.items()) + question
+    turns = [{"from": "system", "value": row["system"]}] if row.get("system") else []
+    turns += [{"from": "human", "value": question}, {"from": "gpt", "value": row["answer"]}]
+    return {"id": row.get("id", f"line {line}"), **media, "conversations": turns}
+
+
+def _paths(cell: str) -> list[str]:
+    return [path.strip() for path in re.split(r"[;|]", cell) if path.strip()]
+
+
+def _captioned(root: Path, picture: Path) -> Record | BadRecord:
+    try:
+        caption = (root / picture.with_suffix(".txt")).read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        return BadRecord(f"{picture}: no caption can be read beside it: {error}")
+    if not caption:
+        return BadRecord(f"{picture.with_suffix('.txt')}: is empty")
+    return _asked(picture, DESCRIBE.format("image"), caption)
+
+
+def _labelled(picture: Path) -> Record | BadRecord:
+    if len(picture.parts) == 1:
+        return BadRecord(f"{picture}: lies in no folder that names what it shows")
+    return _asked(picture, NAME_IT, picture.parts[0].replace("_", " "))
+
+
+def _asked(picture: Path, question: str, answer: str) -> Record:
+    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+    return {"id": str(picture), "image": str(picture), "conversations": turns}

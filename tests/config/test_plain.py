@@ -1,0 +1,160 @@
+"""Tables and folders as records, and what is told of those that cannot be read."""
+
+from __future__ import annotations
+
+import pytest
+
+from llava_train.config.files import count_records
+from llava_train.config.plain import BadRecord, read_folder, read_plain, read_table, split_of
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(text: str, name: str = "q.csv", encoding: str = "utf-8"):
+        path = tmp_path / name
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+def turns(record) -> list[str]:
+    return [turn["value"] for turn in record["conversations"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(("delimiter", "name"), [(",", "q.csv"), (";", "q.csv"), ("\t", "q.csv"), ("\t", "q.tsv")])
+def test_table_is_read_whatever_its_delimiter(table, delimiter, name, encoding):
+    rows = [["Image Path", "note", "PROMPT", "Answer"], ["a.png", "x", '"Is it\r\n; or ,?"', '"A ""cat"" \u2603"']]
+    path = table("\r\n".join(delimiter.join(row) for row in rows) + "\r\n\r\n", name, encoding)
+    (record,) = read_table(path)
+    assert record["image"] == ["a.png"]
+    assert turns(record) == ["<image>\nIs it\r\n; or ,?", 'A "cat" \u2603']
+    assert record["id"] == "line 2"
+
+
+def test_cell_may_hold_several_paths_and_a_row_a_video(table):
+    text = "id,images,video,system,question,answer\n7,a.png; b.png|c.png,,,same?,no\n8,,v.mp4,Be brief,what?,x\n"
+    images, video = read_table(table(text))
+    assert (images["id"], images["image"], images["video"]) == ("7", ["a.png", "b.png", "c.png"], [])
+    assert turns(images)[0] == "<image>\n<image>\n<image>\nsame?"
+    assert (video["image"], video["video"]) == ([], ["v.mp4"])
+    assert turns(video) == ["Be brief", "<video>\nwhat?", "x"]
+
+
+def test_question_with_a_tag_stays_and_one_that_is_not_asked_is_for_a_description(table):
+    (tagged,) = read_table(table("image,question,answer\na.png,See <image> there,b\n"))
+    assert turns(tagged)[0] == "See <image> there"
+    (captioned,) = read_table(table("file_name,text\na.png,a cat\n"))
+    assert turns(captioned) == ["<image>\nDescribe the image.", "a cat"]
+    (clip,) = read_table(table("clip,caption\na.mp4,a run\n"))
+    assert turns(clip) == ["<video>\nDescribe the video.", "a run"]
+
+
+def test_first_name_counts_where_several_columns_could_be_meant(table):
+    (record,) = read_table(table("image,label,answer,question\na.png,animal,cat,what?\n"))
+    assert turns(record)[1] == "cat"
+
+
+BAD_ROWS = {
+    "a.png,q,": r"q.csv, line 4, column Answer: is empty",
+    "a.png,,a": r"q.csv, line 4, column question: is empty",
+    " ;,q,a": r"q.csv, line 4, column image: is empty",
+    "a.png,one, two,a": r"q.csv, line 4: 4 cells under 3 columns; quote",
+}
+
+
+@pytest.mark.parametrize(("row", "told"), BAD_ROWS.items())
+def test_bad_row_is_told_by_file_line_and_column_and_leaves_the_others(table, row, told):
+    first, bad, last = read_table(table(f'image,question,Answer\na.png,"q\n1",a\n{row}\nb.png,q,a\n'))
+    assert isinstance(bad, BadRecord)
+    assert str(bad).startswith(told)
+    assert (first["id"], last["id"]) == ("line 2", "line 5")
+
+
+BAD_TABLES = {
+    "": "line 1: no column of answers (answer, response, ",
+    "image,question\na,b\n": "target, assistant); found: image, question",
+    "question,answer\na,b\n": "line 1: no column of images or videos (image, ",
+    "Image,image,answer\na,b,c\n": "line 1: column image stands twice; found: Image, image, answer",
+    'image,answer\na,"b\n': "line 2: unexpected end of data; check the quotes there",
+}
+
+
+@pytest.mark.parametrize(("text", "told"), BAD_TABLES.items())
+def test_table_that_cannot_be_read_says_what_was_found(table, text, told):
+    with pytest.raises(ValueError) as error:
+        read_table(table(text))
+    assert told in str(error.value)
+
+
+def test_table_of_another_encoding_is_refused_with_the_remedy(table):
+    with pytest.raises(ValueError, match=r"is not UTF-8 \(byte 13\); save it again as CSV UTF-8"):
+        read_table(table("image,answer\n\xe4.png,a\n", encoding="latin-1"))
+
+
+SPLITS = "image,answer,Split\na.png,1,train\nb.png,2,Test\nc.png,3,train\nd.png,4,\n"
+
+
+def test_rows_of_a_split_are_read_by_its_name(table):
+    path = table(SPLITS)
+    assert [record["image"] for record in read_plain(f"{path}@Train")] == [["a.png"], ["c.png"]]
+    assert [record["id"] for record in read_plain(f"{path}@test")] == ["line 3"]
+    assert split_of("a/q.csv@x") == (split_of("a/q.csv")[0], "x")
+    assert split_of("a@b/q.json") == (split_of("a@b/q.json")[0], "")
+
+
+def test_table_with_splits_is_not_read_as_a_whole(table):
+    path = table(SPLITS)
+    with pytest.raises(ValueError, match=r"column Split has rows 2 of train, 1 of test, 1 of none: .*as q\.csv@train"):
+        read_plain(path)
+    with pytest.raises(ValueError, match="column Split has no rows of val, only 2 of train"):
+        read_plain(f"{path}@val")
+    with pytest.raises(ValueError, match="no column split, so no rows of val; found: image, answer"):
+        read_plain(f"{table('image,answer,x' + chr(10))}@val")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def make(**files: str):
+        for name, text in files.items():
+            path = tmp_path / "pictures" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path / "pictures"
+
+    return make
+
+
+def test_captions_lie_beside_their_pictures(folder):
+    path = folder(
+        **{"b.PNG": "", "b.txt": " a box\n", "sub/a.1.jpg": "", "sub/a.1.txt": "x", "c.png": "", ".d.png": ""}
+    )
+    box, missing, other = read_folder(path)
+    assert (box["id"], box["image"]) == ("b.PNG", "b.PNG")
+    assert turns(box) == ["<image>\nDescribe the image.", "a box"]
+    assert str(missing).startswith("c.png: no caption can be read beside it: ")
+    assert turns(other)[1] == "x"
+    assert count_records(path) == 3
+
+
+def test_an_empty_caption_is_told(folder):
+    (empty,) = read_folder(folder(**{"a.png": "", "a.txt": "\n"}))
+    assert str(empty) == "a.txt: is empty"
+
+
+def test_folders_name_what_their_pictures_show(folder):
+    loose, cat, dog = read_folder(folder(**{"red_fox/1.jpg": "", "dog/x/2.jpg": "", "a.jpg": ""}))
+    assert str(loose) == "a.jpg: lies in no folder that names what it shows"
+    assert turns(cat) == ["<image>\nWhat is shown?", "dog"]
+    assert (dog["image"], turns(dog)[1]) == ("red_fox/1.jpg", "red fox")
+
+
+def test_folder_without_answers_is_refused_with_what_it_holds(folder):
+    with pytest.raises(ValueError, match=r"holds no pictures \(\.jpg .*\); found: \.mp4"):
+        read_folder(folder(**{"v.mp4": ""}))
+    told = (
+        r"1 pictures, no caption \(such as a\.txt\) and no folder by label; name its table instead: .*pictures/q\.csv"
+    )
+    with pytest.raises(ValueError, match=told):
+        read_folder(folder(**{"a.png": "", "q.csv": ""}))
