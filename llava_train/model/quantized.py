@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.errors import ConfigError
 from llava_train.model.hf import expected_specs
 from llava_train.model.loading import NOT_QUANTISED
-from llava_train.model.strict import load_strictly
+from llava_train.model.strict import config_error, load_strictly
 from llava_train.model.trainable import part_of
 
 LoadIn = Literal["none", "4bit", "8bit"]
@@ -47,6 +47,7 @@ def load_quantized(
     kwargs["quantization_config"] = settings
     hf_model = load_strictly(LlavaOnevisionForConditionalGeneration, key, folder, compute, **kwargs)
     refuse_other_classes(hf_model, load_in)
+    _refuse_other_shapes(key, folder, hf_model)
     del hf_model.config.quantization_config  # of the weights in memory: what is written from this config is plain
     for module in hf_model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -69,6 +70,18 @@ def refuse_other_classes(hf_model: nn.Module, load_in: LoadIn) -> None:
         raise _fault("; ".join(told), "load a checkpoint that is not quantised itself, or set load_in=none")
 
 
+def _refuse_other_shapes(key: str, folder: str, hf_model: nn.Module) -> None:
+    """transformers compares no shape of a weight that it quantises."""
+    layers: dict[str, Any] = {
+        n: m for n, m in hf_model.named_modules() if n.startswith(LAYERS) and isinstance(m, nn.Linear)
+    }
+    shapes = {name: getattr(layer.weight, "quant_state", layer.weight).shape for name, layer in layers.items()}
+    wrong = [f"{n}.weight" for n, shape in shapes.items() if shape != (layers[n].out_features, layers[n].in_features)]
+    if wrong:
+        problem = f"{folder} does not fit {type(hf_model).__name__}: of another shape: {', '.join(wrong)}"
+        raise config_error(key, problem, "use a checkpoint of this architecture")
+
+
 def _refuse_broken_blocks(folder: str, config: LlavaOnevisionConfig, dtype: torch.dtype) -> None:
     """bitsandbytes 0.50.2 fails on rows of broken blocks as soon as a CPU with AVX512-BF16 evaluates them."""
     shapes = {n: spec.shape for n, spec in expected_specs(config, dtype).items() if n.startswith(LAYERS)}
@@ -79,4 +92,4 @@ def _refuse_broken_blocks(folder: str, config: LlavaOnevisionConfig, dtype: torc
 
 
 def _fault(problem: str, remedy: str) -> ConfigError:
-    return ConfigError([Fault("load_in", problem, remedy)])
+    return config_error("load_in", problem, remedy)

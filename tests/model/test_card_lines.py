@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,6 @@ def test_four_bits_are_for_the_language_model_alone():
         )
 
 
-@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 def test_four_bit_lines_answer(tmp_path):
     folder = make_tiny(tmp_path / "tiny")
     told = """
