@@ -41,6 +41,7 @@ examples
 
 your own data, with any verb that reads a recipe
   python -m llava_train +recipe=ov_stage model.init=DIR_OR_HUB_NAME data.file=FILE data.root=DIR
+  FILE: a .csv with columns image, question, answer; LLaVA's .json or .jsonl; or a folder of pictures: docs/data.md
 
 your own recipe: my_recipes/mine.yaml with `defaults: [ov_stage, _self_]` and what differs
   python -m llava_train --config-dir my_recipes +recipe=mine

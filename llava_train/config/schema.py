@@ -39,7 +39,7 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    file: str  # replaces every stage's mixture by this one JSON, JSONL or mixture YAML file; "" = the recipe's mixtures
+    file: str  # replaces every stage's mixture: CSV, JSON, JSONL, a folder or mixture YAML; "" = the recipe's mixtures
     root: str  # folder that the mixtures' files and media are relative to
     on_error: Literal["error", "skip"]
     allow_missing_sources: bool  # leave out sources whose file is not on disk, by name, instead of failing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llava_train.config.files import count_records
@@ -158,3 +160,11 @@ def test_folder_without_answers_is_refused_with_what_it_holds(folder):
     )
     with pytest.raises(ValueError, match=told):
         read_folder(folder(**{"a.png": "", "q.csv": ""}))
+
+
+def test_table_of_the_documentation_is_read(table):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    first, second, pair = read_table(table(page.split("```\n")[1]))
+    assert turns(first)[1] == "No, it is whole."
+    assert turns(second)[1] == "celadon"
+    assert pair["image"] == ["kiln/0413.jpg", "kiln/0414.jpg"]

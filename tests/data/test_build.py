@@ -287,3 +287,20 @@ def test_system_and_mixed_media_samples_are_laid_out_in_reading_order(build):
     assert [layout.kind for layout in samples["several"]] == ["padded"] * 3
     assert [layout.num_tiles for layout in samples["frames"]] == [3]
     assert set(names) == {f"tiny/{name}" for name in samples}
+
+
+def test_a_changed_caption_makes_the_index_anew(build, tmp_path):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(TINY / "images", pictures / "sub")
+    for picture in pictures.rglob("*.png"):
+        picture.with_suffix(".txt").write_text("a")
+    data = replace(DATA, file=str(pictures), root=str(tmp_path))
+    stage = replace(STAGE, global_batch_size=64)
+
+    def num_learned() -> int:
+        (step,) = build(data, stage).step_batches(0, 1)
+        return sum(int((batch.labels != -100).sum()) for batch in step.batches)
+
+    before = num_learned()
+    (pictures / "sub" / "red_box.txt").write_text("1234")
+    assert num_learned() == before + 3
