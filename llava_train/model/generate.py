@@ -33,11 +33,10 @@ def generate(
     longest = batch.max_seqlen
     gaps = [longest - length for length in lengths]
     rows = torch.stack(
-        [pad(p, (0, 0, gap, 0)) for p, gap in zip(forward.embed(batch).split(lengths), gaps, strict=True)]
+        [pad(row, (0, 0, gap, 0)) for row, gap in zip(forward.embed(batch).split(lengths), gaps, strict=True)]
     )
-    prompts = batch.input_ids.split(lengths)
-    # read by a repetition penalty alone: filled up with the prompt's own first token, it finds none that is not there
-    ids = torch.stack([torch.cat([p[:1].expand(gap), p]) for p, gap in zip(prompts, gaps, strict=True)])
+    prompts = zip(batch.input_ids.split(lengths), gaps, strict=True)
+    ids = torch.stack([pad(prompt, (gap, 0), value=pad_token_id) for prompt, gap in prompts])  # for penalties alone
     mask = torch.arange(longest, device=ids.device) >= torch.tensor(gaps, device=ids.device)[:, None]
     hf_model: Any = forward.hf_model
     with _text_attention(hf_model, "sdpa"):

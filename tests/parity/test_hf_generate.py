@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from onevision_reference import KINDS, MIXED, SEVERAL, SINGLE, TEXT, VIDEO, Case
@@ -65,7 +67,26 @@ def test_options_give_the_same_answers_in_a_batch(pair, options):
 
 
 def test_cache_changes_no_answer(pair):
-    assert ours(pair, KINDS, use_cache=False) == ours(pair, KINDS)
+    """Against each answer made again from its whole text, token by token, by the forward of training."""
+    answers = ours(pair, KINDS)
+    assert len({tuple(answer) for answer in answers}) > 1
+    for case, answer in zip(KINDS, answers, strict=True):
+        batch = pair.ours.pack((case,), prompt=True)
+        for token in answer:
+            with torch.no_grad():
+                assert int(pair.forward.hf_model.lm_head(pair.forward.hidden_states(batch)[-1]).argmax()) == token
+            batch = longer(batch, token)
+
+
+def longer(batch, token):
+    length = batch.max_seqlen + 1
+    return replace(
+        batch,
+        input_ids=torch.cat([batch.input_ids, torch.tensor([token])]),
+        position_ids=torch.arange(length),
+        cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
+        max_seqlen=length,
+    )
 
 
 def test_min_new_tokens_counts_the_answer_alone(pair):

@@ -64,10 +64,6 @@ def test_batched_answers_are_those_given_alone(answerer, samples, alone, batch_s
     assert list(answerer.answers(samples, batch_size, NEW_TOKENS)) == alone
 
 
-def test_answers_without_a_cache_are_the_same(answerer, samples, alone):
-    assert list(answerer.answers(samples, 10, NEW_TOKENS, use_cache=False)) == alone
-
-
 def test_pieces_join_to_the_answer(answerer, samples, alone):
     in_pieces = 0
     for sample, answer in zip(samples, alone, strict=True):
