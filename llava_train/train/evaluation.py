@@ -67,7 +67,7 @@ def report(config: EvaluateConfig, folder: Path, questions: Sequence[Question], 
 def asked_of(config: EvaluateConfig) -> dict[str, Any]:
     """What the answers depend on, by key: another value belongs in another folder."""
     weights = {name: _stamps(folder) for name, folder in (("model", config.model.init), ("adapter", config.adapter))}
-    sources = {name: [_digest(source.file), *astuple(source)] for name, source in evaluated_sources(config).items()}
+    sources = {name: [_digest(source.path), *astuple(source)] for name, source in evaluated_sources(config).items()}
     # The scores' own settings are not among these: they are worked out anew by each call.
     keys = ("adapter", "load_in", "dtype", "limit", "max_new_tokens", "seed")
     settings = {key: getattr(config, key) for key in keys}
@@ -145,9 +145,8 @@ def write(
     write_whole(folder / SCORES, json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
 
 
-def _digest(path: str) -> str:
+def _digest(place: Path) -> str:
     """Of a file's content, of a folder's names."""
-    place = Path(path)
     content = "\n".join(map(str, sorted(place.rglob("*")))).encode() if place.is_dir() else place.read_bytes()
     return hashlib.sha256(content).hexdigest()[:16]
 
