@@ -1,4 +1,4 @@
-"""Another transformers and torchvision, each installed once into a git-ignored folder, used by subprocesses alone."""
+"""Other packages, each installed once into a git-ignored folder, used by subprocesses alone."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def install(name: str) -> Path:
     subprocess.run([*pip, "--target", str(folder), "-r", str(HERE / f"requirements-{name}.txt")], check=True)
     stamp.write_text(wanted)
     return folder
+
+
+@pytest.fixture(scope="session")
+def path_of():
+    """PYTHONPATH that puts these packages before the environment's own."""
+    return lambda *names: os.pathsep.join(str(install(name)) for name in names)
 
 
 @pytest.fixture(scope="session", params=["4.57", "5"])
