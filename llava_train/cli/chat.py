@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_train.config.errors import DataError
-from llava_train.data.prompts import with_tags
+from llava_train.data.prompts import TAGS, with_tags
 from llava_train.data.sample import Medium, Sample, Turn
 
 Answer = Callable[[Sample, Callable[[str], None]], str]
@@ -97,7 +97,10 @@ class Chat:
             return
         if told:
             self._waiting = []
-            self._exchanges.append(Exchange(question, media, "".join(told)))
+            answer = "".join(told)
+            for tag in TAGS.values():  # a tag in an answer has no medium
+                answer = answer.replace(tag, "")
+            self._exchanges.append(Exchange(question, media, answer))
 
     def _sample(self, exchanges: list[Exchange]) -> Sample:
         """All turns so far, the last of them to be answered."""

@@ -16,7 +16,7 @@ VERBS = {
     "train": "train the stages of a recipe (the verb may be left out)",
     "check": "find every fault of a run, without a GPU and without loading weights",
     "preview": "show samples as the model sees them: preview.format=text|jsonl preview.count=N",
-    "generate": "answer a prompt about images or a video",
+    "generate": "answer a prompt about images and videos, a file of them, or talk: chat=true",
     "evaluate": "score answers to held-out questions, as figures and a page: model.init=DIR data.file=FILE",
     "compare": "show evaluations of the same questions side by side: before=DIR after=[DIR,...]",
     "export": "turn a run's checkpoint into a Hugging Face folder: run.dir=DIR [stage=NAME] [step=N] out=DIR",
@@ -38,6 +38,8 @@ examples
   python -m llava_train check +recipe=ov_stage model=onevision_0_5b
   torchrun --nproc_per_node 8 -m llava_train +recipe=ov_stage data.root=DIR
   python -m llava_train generate model.init=DIR 'prompt=What is shown?' 'images=[a.png,b.png]'
+  python -m llava_train generate model.init=DIR file=PROMPTS.jsonl out=ANSWERS.jsonl adapter=DIR
+  python -m llava_train generate model.init=DIR chat=true do_sample=true temperature=0.7
 
 your own data, with any verb that reads a recipe
   python -m llava_train +recipe=ov_stage model.init=DIR_OR_HUB_NAME data.file=FILE data.root=DIR
