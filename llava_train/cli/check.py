@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from llava_train.config.adapter_rules import how_trained
 from llava_train.config.errors import ConfigError
 from llava_train.config.files import StageRecords, check_files
 from llava_train.config.load import collect
@@ -38,7 +39,7 @@ def summary(config: Config, records: dict[str, StageRecords]) -> str:
 
 def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> list[tuple[str, str]]:
     rates, zero = stage.learning_rate, stage.zero
-    parts = [f"{part} {rate:g}" for part, rate in vars(rates).items() if rate != "frozen"]
+    parts = [f"{part} {how_trained(stage, part)}" for part, rate in vars(rates).items() if rate != "frozen"]
     frozen = [part for part, rate in vars(rates).items() if rate == "frozen"]
     offloaded = ["optimizer"] * zero.offload_optimizer + ["parameters"] * zero.offload_parameters
     rows = [
@@ -49,6 +50,9 @@ def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> li
         ("precision", stage.precision),
         ("ZeRO", f"{zero.level}" + (f", on the CPU: {', '.join(offloaded)}" if offloaded else "")),
     ]
+    if config.evaluation.every:
+        held_out = config.evaluation.file or f"{config.evaluation.held_out:g} of these"
+        rows.append(("held out", f"{held_out}, measured every {config.evaluation.every} steps"))
     if records.left_out:
         rows.append(("left out", ", ".join(records.left_out)))
     return rows

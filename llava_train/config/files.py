@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.mixture import RECORD_SUFFIXES, UNRELEASED, SourceConfig, stage_sources
+from llava_train.config.mixture import RECORD_SUFFIXES, UNRELEASED, SourceConfig, file_sources, stage_sources
 from llava_train.config.plain import read_plain, split_of
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import Config, StageConfig
@@ -38,7 +38,7 @@ def check_files(
     """
     records: dict[str, StageRecords] = {}
     faults: list[Fault] = []
-    checks = [partial(check, config) for check in (start_faults, task_faults, *more)]
+    checks = [partial(check, config) for check in (start_faults, task_faults, held_out_faults, *more)]
     for name, stage in getattr(config, "stages", {}).items():
         records[name] = StageRecords()
         checks.append(partial(stage_faults, config, name, stage, records[name]))
@@ -74,6 +74,20 @@ def task_faults(config: Config) -> list[Fault]:
             remedy = f"put it there, set data.root, or leave it out: ~evaluation.tasks.{name}"
             faults.append(Fault(f"evaluation.tasks.{name}.file", f"no file {path}", remedy))
     return faults
+
+
+def held_out_faults(config: Config) -> list[Fault]:
+    """Sources of `evaluation.file` that are not on disk."""
+    key = "evaluation.file"
+    if not config.evaluation.file:
+        return []
+    try:
+        sources = file_sources(config.evaluation.file, config.data.root)
+    except ConfigError as error:
+        return [Fault(key, f"{fault.key}: {fault.problem}", fault.remedy) for fault in error.faults]
+    problems = {name: source_problem(source, own=True)[0] for name, source in sources.items()}
+    remedy = "check evaluation.file and data.root, or hold samples out: evaluation.held_out=0.05"
+    return [Fault(key, f"source {name}: {problem}", remedy) for name, problem in problems.items() if problem]
 
 
 def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRecords) -> list[Fault]:

@@ -65,13 +65,16 @@ def accuracy_table(results: dict[str, dict[str, TaskResult]]) -> Table:
 
 
 def draw_losses(stages: list[Stage], path: Path) -> None:
-    """Training loss against optimiser steps, one panel per stage: raw, and as a running mean."""
+    """Training loss against optimiser steps, one panel per stage: raw, as a running mean, and of what is held out."""
     figure, axes = _figure(1, len(stages), width=4 * len(stages), height=3)
     for axis, stage in zip(axes[0], stages, strict=True):
         lines = read_metrics(stage.folder)
         steps, losses = [line["step"] for line in lines], np.array([line["loss"] for line in lines])
         axis.plot(steps, losses, linewidth=0.5, alpha=0.4, color="tab:blue")
-        axis.plot(steps, _running_mean(losses), color="tab:blue")
+        axis.plot(steps, _running_mean(losses), color="tab:blue", label="training")
+        if held_out := stage.summary().get("held_out"):
+            axis.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", markersize=3, label="held out")
+            axis.legend()
         axis.set(title=stage.name, xlabel="optimiser step", ylabel="loss per supervised token", ylim=(0, None))
     figure.savefig(path, dpi=120)
 

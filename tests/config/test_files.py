@@ -129,6 +129,18 @@ def test_missing_held_out_questions_are_named(whole):
     assert check_files(whole)[1] == []
 
 
+def test_missing_held_out_samples_are_named(whole):
+    whole.evaluation.every, whole.evaluation.file = 2, "mine.json"
+    fault = only_fault(whole)
+    assert (fault.key, fault.problem) == ("evaluation.file", "source mine: no file mine.json")
+    assert "evaluation.held_out=0.05" in fault.remedy
+    whole.evaluation.file = "none.yaml"
+    assert only_fault(whole).problem == "none.yaml: no such mixture file"
+    Path("mine.json").write_text("[]")
+    whole.evaluation.file = "mine.json"
+    assert check_files(whole)[1] == []
+
+
 def test_a_start_that_is_not_there_says_what_to_run_first(whole):
     whole.model.init = "runs/mid_stage/mid/hf"
     fault = only_fault(whole)

@@ -107,3 +107,14 @@ def test_the_written_config_holds_every_setting():
     assert written["run"] == {"name": "it's: 图", "dir": "runs/it's: 图", "seed": 0}
     assert list(written["stages"]) == ["projector", "onevision"]
     assert written["stages"]["projector"]["optimizer"]["epsilon"] == 1e-8
+
+
+def test_what_is_held_out_binds_and_how_often_it_is_measured_does_not():
+    saved = of("evaluation.every=5", "evaluation.held_out=0.1")
+    other = of("evaluation.every=7", "evaluation.held_out=0.2", "evaluation.patience=2")
+    assert changed(saved, other) == {
+        "fixed": ["evaluation.held_out"],
+        "free": ["evaluation.every", "evaluation.patience"],
+    }
+    without = of()
+    assert not {"evaluation.held_out", "evaluation.file"} & set(without["fixed"] | without["free"])  # as in older runs
