@@ -1,4 +1,4 @@
-"""Rules of a stage's adapters and of quantised weights below them."""
+"""Rules of a stage's adapters and of quantised weights below them; and how each part trains, in words."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ _REFUSED_INITS = {
     "mica": "changes the weights below the adapter, so that it would fit no released checkpoint",
 }
 _SHARED = ("dropout", "rslora", "dora", "init")  # PEFT has one value of each for a whole adapter
+
+
+def how_trained(stage: StageConfig, part: str) -> str:
+    """`frozen`, `1e-05`, `0.0002 by LoRA 64`."""
+    rate, lora = getattr(stage.learning_rate, part), stage.lora.get(part)
+    if rate == "frozen":
+        return "frozen"
+    return f"{rate:g}" + (f" by {'DoRA' if lora.dora else 'LoRA'} {lora.rank}" if lora else "")
 
 
 def adapters_are_sound(key: str, stage: StageConfig) -> Iterator[Fault]:

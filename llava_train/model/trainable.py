@@ -103,15 +103,14 @@ class PartRow:
     part: Part
     num_parameters: int
     num_trainable: int
-    learning_rate: LearningRate
     source: str
 
 
-def part_table(hf_model: nn.Module, rates: LearningRates, sources: dict[Part, str]) -> list[PartRow]:
+def part_table(hf_model: nn.Module, sources: dict[Part, str]) -> list[PartRow]:
     counts = {part: [0, 0] for part in PARTS}
     for name, parameter in hf_model.named_parameters():
         size = num_weights(parameter)
         counts[part_of(name)][0] += size
         counts[part_of(name)][1] += size if parameter.requires_grad else 0
-    rows = ((part, counts[part], learning_rate_of(rates, part)) for part in PARTS)
-    return [PartRow(part, total, trains, rate, sources[part]) for part, (total, trains), rate in rows]
+    rows = ((part, counts[part]) for part in PARTS)
+    return [PartRow(part, total, trains, sources[part]) for part, (total, trains) in rows]

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import metadata_load, try_to_load_from_cache
 from yaml import YAMLError
 
+from llava_train.config.adapter_rules import how_trained
 from llava_train.config.errors import ConfigError
 from llava_train.config.mixture import stage_sources
 from llava_train.config.schema import Config, ModelConfig, StageConfig
@@ -44,7 +45,7 @@ def make_card(config: Config, stage: Stage, state: dict[str, Any], meta: dict[st
         history=start["history"],
         data=meta["data"],
         sources={name: source for name, source in start["sources"].items() if name in meta["data"]},
-        rates={part: f"{getattr(settings.learning_rate, part)}" for part in PARTS},
+        rates={part: how_trained(settings, part) for part in PARTS},
         settings=_settings(config, settings, state["step"], free.get("number of ranks")),
         figures=_figures(state, meta.get("num_refused"), sum(meta.get("held_out", {}).values())),
         versions={p: free.get(f"version of {p}") or version(p) for p in PACKAGES}

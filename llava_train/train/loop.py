@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from llava_train.config.adapter_rules import how_trained
 from llava_train.config.errors import DataError, RunError
 from llava_train.config.fingerprint import differences, dump
-from llava_train.config.schema import Config
+from llava_train.config.schema import Config, StageConfig
 from llava_train.data.build import StageData
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.adapter import inject, saved_modules
@@ -64,7 +65,7 @@ class Trainer:
         if settings.lora:
             inject(model, settings.lora, config.run.seed)
         set_trainable(model, settings.learning_rate, settings.lora)
-        self.parts = part_table(model, settings.learning_rate, loaded.sources)
+        self.parts = part_table(model, loaded.sources)
         groups = parameter_groups(model, settings.learning_rate, settings.optimizer.weight_decay)
         module = PackedForward(model, geometry, config.model.attention)
         self._part_of = {f"hf_model.{n}": part_of(n) for n, p in model.named_parameters() if p.requires_grad}
@@ -290,7 +291,7 @@ class Trainer:
             self._console.print(told, highlight=False)
             if own and held_out.refused:
                 self._console.print(f"left out of them: {_counted(held_out.refused)}", highlight=False)
-        self._console.print(parts_table(self.parts))
+        self._console.print(parts_table(self.parts, self.stage.settings))
 
     def _summary(self, exported: Path) -> dict[str, Any]:
         refused = [as_record(error) for error in self.data.refused]
@@ -323,11 +324,11 @@ def total_steps(steps_per_epoch: int, epochs: float, max_steps: int) -> int:
     return min(by_epochs, max_steps) if by_epochs and max_steps else by_epochs or max_steps
 
 
-def parts_table(rows: list[PartRow]) -> Table:
+def parts_table(rows: list[PartRow], stage: StageConfig) -> Table:
     table = Table("part", "parameters", "trainable", "learning rate", "weights from")
     for row in rows:
-        rate = "frozen" if row.learning_rate == "frozen" else f"{row.learning_rate:.3g}"
-        table.add_row(row.part, f"{row.num_parameters:,}", f"{row.num_trainable:,}", rate, row.source)
+        counts = f"{row.num_parameters:,}", f"{row.num_trainable:,}"
+        table.add_row(row.part, *counts, how_trained(stage, row.part), row.source)
     return table
 
 

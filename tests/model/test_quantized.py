@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.errors import ConfigError
-from llava_train.config.schema import GenerateModel, LearningRates
+from llava_train.config.schema import GenerateModel
 from llava_train.model import quantized
 from llava_train.model.build import LoadedModel, load_checkpoint
 from llava_train.model.hf import checkpoint_geometry
@@ -77,9 +77,8 @@ def test_packed_loss_equals_unpacked_loss(tiny_folder, load_in):
 
 
 def test_the_table_of_parts_counts_weights_not_bytes(tiny_folder):
-    frozen = LearningRates("frozen", "frozen", "frozen")
     loaded = [load(tiny_folder, how) for how in ("none", "4bit", "8bit")]
-    tables = [part_table(one.model, frozen, one.sources) for one in loaded]
+    tables = [part_table(one.model, one.sources) for one in loaded]
     counts = [[row.num_parameters for row in table] for table in tables]
     assert counts[0] == counts[1] == counts[2]
 

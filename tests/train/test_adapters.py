@@ -1,4 +1,4 @@
-"""A stage with adapters: packs, ranks and ZeRO change nothing, it resumes bit for bit, and what it writes is one model."""
+"""A stage with adapters: packs, ranks and ZeRO change nothing, it resumes bit for bit, what it writes is one model."""
 
 import json
 import shutil
