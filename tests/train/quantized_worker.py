@@ -1,0 +1,31 @@
+"""As run_worker.py, but ZeRO-3 shards small parameters as well, which DeepSpeed keeps whole: all of these are small.
+
+After each run rank 0 prints what it holds of a quantised weight.
+"""
+
+import runpy
+from pathlib import Path
+
+from llava_train.train import engine, loop
+
+configure, run = engine.deepspeed_config, loop.Trainer.run
+
+
+def shard_all(stage, world_size):
+    config = configure(stage, world_size)
+    if stage.zero.level == 3:
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return config
+
+
+def run_and_tell(trainer):
+    run(trainer)
+    layer = trainer.loaded.model.model.language_model.layers[0].mlp.down_proj.base_layer
+    here = getattr(layer.weight, "ds_tensor", layer.weight)
+    if trainer.ranks.is_first:
+        print("HOLDS", type(layer).__name__, here.dtype, here.numel(), flush=True)
+
+
+if __name__ == "__main__":
+    engine.deepspeed_config, loop.Trainer.run = shard_all, run_and_tell
+    runpy.run_path(str(Path(__file__).with_name("run_worker.py")), run_name="__main__")
