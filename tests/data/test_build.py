@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from llava_train.config.schema import (
 from llava_train.data import index as index_module
 from llava_train.data.build import build_data
 from llava_train.family.onevision.geometry import make_geometry
+from llava_train.family.onevision.template import chat_template
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 IMAGE = ImageConfig("anyres", [[1, 1], [1, 2], [2, 1], [2, 2]], 9)
@@ -304,3 +306,13 @@ def test_a_changed_caption_makes_the_index_anew(build, tmp_path):
     before = num_learned()
     (pictures / "sub" / "red_box.txt").write_text("1234")
     assert num_learned() == before + 3
+
+
+def test_another_chat_template_makes_the_index_anew(tokenizer, tmp_path):
+    stage, own = replace(STAGE, template="checkpoint"), deepcopy(tokenizer)
+    counts = []
+    for system in ("Be short", "Be short", "Be long"):
+        own.chat_template = chat_template("qwen", "front").replace("You are", system)
+        build_data(DATA, stage, "one", own, make_geometry(32, 8, IMAGE), 0, 0, 1, tmp_path / "cache")
+        counts.append(len([path for path in (tmp_path / "cache").glob("index-*") if path.is_dir()]))
+    assert counts == [1, 1, 2]
