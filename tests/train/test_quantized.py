@@ -8,10 +8,15 @@ from safetensors.torch import load_file
 from test_adapters import KINDS, ONE_EACH, outcome
 from test_equivalence import FOUR_PACKS, SETTINGS, ZERO
 
+from llava_train.config.schema import GenerateModel
+from llava_train.model.adapter import attach_adapter
+from llava_train.model.build import load_checkpoint
+
 KEEP = "stages.onevision.checkpoint.keep=4"
 LOADS = {name: f"stages.onevision.load_in={name} {KINDS['lora']} {KEEP}" for name in ("4bit", "8bit")}
 FROZEN = "stages.onevision.load_in=4bit stages.onevision.learning_rate={vision_tower:frozen,language_model:frozen}"
 SCALE = 8 / 4  # alpha / rank
+PEFT = "base_model.model."
 DOWN = "model.language_model.layers.0.mlp.down_proj"  # 64 x 128
 
 
@@ -56,7 +61,7 @@ def test_the_adapter_is_merged_into_the_plain_start(apart, name):
     stage = apart[name] / "onevision"
     start, merged = (load_file(folder / "model.safetensors") for folder in (apart[name] / "tiny", stage / "hf"))
     adapter = load_file(stage / "adapter/adapter_model.safetensors")
-    a, b = (adapter[f"base_model.model.{DOWN}.lora_{which}.weight"] for which in "AB")
+    a, b = (adapter[f"{PEFT}{DOWN}.lora_{which}.weight"] for which in "AB")
     key = DOWN.replace("model.language_model.", "language_model.model.") + ".weight"
     torch.testing.assert_close(merged[key], start[key] + SCALE * b @ a, rtol=0, atol=1e-6)
     assert (merged[key] - start[key]).abs().max() > 1e-4
@@ -64,6 +69,17 @@ def test_the_adapter_is_merged_into_the_plain_start(apart, name):
     assert "quantization_config" not in (stage / "hf/config.json").read_text()
     changed = {key for key in start if not torch.equal(start[key], merged[key])}
     assert all("_proj.weight" in key or key.startswith("multi_modal_projector.") for key in changed), changed
+
+
+@pytest.mark.parametrize("name", ["4bit", "8bit"])
+def test_the_adapter_attaches_to_the_quantised_start(apart, name):
+    folder = apart[name] / "onevision/adapter"
+    model = load_checkpoint(GenerateModel(str(apart[name] / "tiny")), torch.float32, name).model
+    attach_adapter(model, folder)
+    layer = model.get_submodule(DOWN).eval()
+    a, b = (load_file(folder / "adapter_model.safetensors")[f"{PEFT}{DOWN}.lora_{which}.weight"] for which in "AB")
+    added = (layer(torch.eye(128)) - layer.base_layer(torch.eye(128))).T
+    torch.testing.assert_close(added, SCALE * b @ a, rtol=0, atol=1e-5)
 
 
 def test_a_resumed_run_is_the_unbroken_one(torchrun, tmp_path, apart):
