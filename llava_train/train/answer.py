@@ -64,7 +64,7 @@ class Answerer:
         if adapter:
             _refuse_offload(hf_model)
             attach_adapter(hf_model, Path(adapter))
-        if device_map == "none":
+        if device_map == load_in == "none":  # else its loader has placed it
             hf_model.to(device)
         noted = adapter and (Path(adapter) / PREPARATION_FILE).is_file()
         preparation = read_preparation(adapter if noted else init, hf_model.config)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import save_file
 
-from llava_train.config.errors import DataError
+from llava_train.config.errors import ConfigError, DataError
+from llava_train.config.schema import GenerateModel
 from llava_train.data.sample import Sample, Turn
-from llava_train.model.tiny import make_tiny
+from llava_train.model.build import load_checkpoint
+from llava_train.model.hf import export_name
+from llava_train.model.tiny import byte_tokenizer, make_tiny, tiny_config, tiny_model
 from llava_train.train.answer import Answerer, Told
 
 NEW_TOKENS = 10
+CPU = torch.device("cpu")
 SIZES = ((40, 50), (90, 20), (33, 71), (28, 28))
 
 
@@ -34,7 +42,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answerer(root):
-    return Answerer(str(root / "tiny"), torch.device("cpu"), 10**6, 10.0)
+    return Answerer(str(root / "tiny"), CPU, 10**6, 10.0)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +115,7 @@ def test_the_checkpoints_own_options_act_where_they_are_passed(root, samples, al
     path = folder / "generation_config.json"
     own = {"do_sample": True, "temperature": 2.0, "repetition_penalty": 1.5}
     path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
-    opinionated = Answerer(str(folder), torch.device("cpu"), 10**6, 10.0)
+    opinionated = Answerer(str(folder), CPU, 10**6, 10.0)
     assert opinionated.own_sampling == own
     assert list(opinionated.answers(samples[:4], 4, NEW_TOKENS)) == alone[:4]
     assert list(opinionated.answers(samples[:4], 4, NEW_TOKENS, **opinionated.own_sampling)) != alone[:4]
@@ -121,3 +129,53 @@ def test_an_error_takes_the_place_of_its_answer_alone(answerer, samples, alone, 
     with pytest.raises(DataError, match="many, record 9: missing file"):
         list(answerer.answers([samples[0], bad], 2, NEW_TOKENS))
     assert list(answerer.answers([], 2, NEW_TOKENS)) == []
+
+
+@pytest.fixture(scope="module")
+def adapted(root):
+    """A folder as PEFT writes it, and one with the adapter merged into the weights."""
+    hf_model = load_checkpoint(GenerateModel(str(root / "tiny")), torch.float32).model
+    targets = r".*language_model\..*\.(q_proj|v_proj|down_proj)"
+    wrapped = get_peft_model(hf_model, LoraConfig(r=4, lora_alpha=32, target_modules=targets))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    wrapped.save_pretrained(str(root / "adapter"))
+    shutil.copytree(root / "tiny", root / "merged")
+    tensors = wrapped.merge_and_unload().named_parameters()
+    merged = {export_name(name): parameter.detach().contiguous() for name, parameter in tensors}
+    save_file(merged, root / "merged/model.safetensors", {"format": "pt"})
+    return root / "adapter", root / "merged"
+
+
+@pytest.mark.parametrize("device_map", ["none", "auto"])
+def test_an_adapter_answers_as_the_merged_model(root, samples, alone, adapted, device_map):
+    adapter, merged = adapted
+    expected = list(Answerer(str(merged), CPU, 10**6, 10.0).answers(samples, 10, NEW_TOKENS))
+    assert expected != alone
+    on_base = Answerer(str(root / "tiny"), CPU, 10**6, 10.0, adapter=str(adapter), device_map=device_map)
+    assert list(on_base.answers(samples, 10, NEW_TOKENS)) == expected
+
+
+@pytest.mark.parametrize("load_in", ["4bit", "8bit"])
+def test_a_quantised_base_answers_with_an_adapter_and_without(root, samples, adapted, load_in):
+    pytest.importorskip("bitsandbytes")
+    plain, on_base = (
+        Answerer(str(root / "tiny"), CPU, 10**6, 10.0, adapter=adapter, load_in=load_in)
+        for adapter in ("", str(adapted[0]))
+    )
+    answers = list(plain.answers(samples[:5], 5, NEW_TOKENS))
+    assert any(answers)
+    assert list(on_base.answers(samples[:5], 5, NEW_TOKENS)) != answers
+
+
+def test_an_adapter_is_refused_on_weights_that_are_elsewhere(root, adapted, monkeypatch):
+    def on_meta(*_):
+        with torch.device("meta"):
+            model = tiny_model(tiny_config(byte_tokenizer()))
+        return SimpleNamespace(model=model)
+
+    monkeypatch.setattr("llava_train.train.answer.load_checkpoint", on_meta)
+    with pytest.raises(ConfigError, match="load_in=4bit"):
+        Answerer(str(root / "tiny"), CPU, 10**6, 10.0, adapter=str(adapted[0]), device_map="auto")
