@@ -18,6 +18,7 @@ from llava_train.family.onevision.template import chat_template
 from llava_train.model.tiny import make_tiny
 from llava_train.train.evaluate import Prediction
 from llava_train.train.figures import Said, rows
+from llava_train.train.page import Page
 from llava_train.train.scoring import wilson
 
 NASTY = '</script><script>alert("1")</script> & <b>'
@@ -123,7 +124,7 @@ def test_ranks_change_nothing(place, tmp_path):
         assert mine == other
 
 
-def test_the_page_shows_errors_first_and_lets_nothing_out_of_its_quotes(place):
+def test_the_page_lets_nothing_out_of_its_quotes(place):
     page = (place / "done/index.html").read_text()
     tags: list[tuple[str, dict]] = []
 
@@ -138,9 +139,14 @@ def test_the_page_shows_errors_first_and_lets_nothing_out_of_its_quotes(place):
     assert len(sources) == 8  # a strip of the video among them
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert not re.search(r"https?:|url\(|<link", page)
-    verdicts = [attrs["data-verdict"] for tag, attrs in tags if tag == "article"]
-    assert len(verdicts) == 10
-    assert verdicts == sorted(verdicts, key=["wrong", "partly", "right"].index)
+    assert [tag for tag, _ in tags].count("article") == 10
+
+
+def test_the_page_begins_with_the_lowest_scores():
+    said = [Prediction(f"question {i}", "a", "b", "", [], []) for i in range(4)]
+    page = Page(10**6, 60.0).render("title", [], said, [1.0, 0.3, 0.0, 0.0], shown=3)
+    cards = re.findall(r"data-verdict=(\w+).*?question (\d)", page)
+    assert cards == [("wrong", "2"), ("wrong", "3"), ("partly", "1")]
 
 
 def test_a_group_of_the_same_questions_is_told_once():
