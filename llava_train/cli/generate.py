@@ -15,11 +15,8 @@ from llava_train.config.generate_rules import SAMPLING
 from llava_train.config.load import load_generate
 from llava_train.config.schema import GenerateConfig
 from llava_train.data.prompts import prompt_sample, read_prompts
-from llava_train.train.answer import Answerer
+from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
 from llava_train.train.answer_file import AnswerFile
-
-MAX_PIXELS = 2**30 // 6  # Pillow's own limit before it warns of a decompression bomb
-DECODE_TIMEOUT = 60.0  # seconds
 
 
 def run(argv: list[str]) -> int:

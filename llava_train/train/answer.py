@@ -33,6 +33,8 @@ from llava_train.model.loss import summed_cross_entropy
 from llava_train.model.onevision import PackedForward
 
 NO_LIMIT = 2**31  # prompts are refused by no length: the answer is what a user waits for
+MAX_PIXELS = 2**30 // 6  # Pillow's own limit before it warns of a decompression bomb
+DECODE_TIMEOUT = 60.0  # seconds
 Encode = Callable[[Sample, Sequence[VisualLayout]], EncodedSample]
 Batch = tuple[PackedBatch | None, list[DataError | None]]  # None: no sample of it can be asked; sample by sample
 

@@ -17,7 +17,7 @@ from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.evaluate_rules import evaluated_sources
 from llava_train.config.schema import EvaluateConfig
 from llava_train.config.typed import shown
-from llava_train.train.answer import Answerer
+from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
 from llava_train.train.checkpoint import write_whole
 from llava_train.train.distributed import Ranks
 from llava_train.train.evaluate import Prediction, dealt, prediction
@@ -30,8 +30,6 @@ from llava_train.train.questions import Question
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 PREDICTIONS, SCORES, PAGE = "predictions.jsonl", "scores.json", "index.html"
 BATCHES = 4  # that a rank answers between two writes
-MAX_PIXELS = 2**30 // 6  # Pillow's own limit before it warns of a decompression bomb
-DECODE_TIMEOUT = 60.0  # seconds
 
 
 def evaluate(config: EvaluateConfig, questions: Sequence[Question], ranks: Ranks) -> None:
