@@ -1,4 +1,4 @@
-"""The demo: shortened to about a fiftieth of its steps, and whole (slow)."""
+"""The demo and the one of adapters: shortened to about a fiftieth of their steps, and whole (slow)."""
 
 import json
 import random
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llava_train.cli.main import main
+from llava_train.train.compare import compare, read_scores
 from llava_train.train.evaluate import normalise
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,14 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_short_demo_goes_through_the_four_stages_to_a_model_that_answers(short_data, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory) -> Path:
+    """Folder of the shortened demo's run."""
+    return tmp_path_factory.mktemp("run")
+
+
+def test_short_demo_goes_through_the_four_stages_to_a_model_that_answers(short_data, short_run, capsys):
+    tmp_path = short_run
     words = [f"stages.{stage}.max_steps={steps}" for stage, steps in STEPS.items()]
     command = ["+recipe=demo", f"data.root={short_data}", f"run.dir={tmp_path}", "data.num_workers=0", *words]
     assert main(command) == 0
@@ -61,6 +70,26 @@ def test_short_demo_goes_through_the_four_stages_to_a_model_that_answers(short_d
     assert "all is done" in capsys.readouterr().out
 
 
+def test_short_adaptation_trains_less_than_a_twentieth(short_data, short_run, tmp_path, monkeypatch):
+    """On the shortened demo's model, which the test before has trained; full tuning and the control are sound."""
+    import make_demo_domain
+
+    monkeypatch.setattr(make_demo_domain, "NUM_TRAIN", 40)
+    monkeypatch.setattr(make_demo_domain, "NUM_HELD_OUT", 6)
+    make_demo_domain.make(_made(short_data / "dials"), 0)
+    start = f"model.init={short_run / 'onevision/hf'}"
+    command = ["+recipe=demo_lora", start, f"data.root={short_data}", f"run.dir={tmp_path}", "data.num_workers=0"]
+    for words in (["~stages.domain.lora"], ["stages.domain.mixture=demo_lora_shuffled"]):
+        assert main(["check", *command, *words]) == 0
+    assert main([*command, "stages.domain.max_steps=2"]) == 0
+    trained, whole = (
+        sum(tensor.numel() for tensor in load_file(tmp_path / "domain" / file).values())
+        for file in ("adapter/adapter_model.safetensors", "hf/model.safetensors")
+    )
+    assert 0.04 < trained / whole < 0.05
+    assert json.loads((tmp_path / "domain/evaluation.json").read_text())["results"].keys() == {"dials"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_whole_demo_reaches_its_floors(tmp_path, seed):
@@ -77,3 +106,17 @@ def test_whole_demo_reaches_its_floors(tmp_path, seed):
         control = sum(normalise(item["control"]) == normalise(item["answer"]) for item in items) / len(items)
         assert right >= floor, task
         assert control <= blind + 0.05, task
+
+
+@pytest.mark.slow
+def test_whole_adaptation_gains_in_its_domain_and_keeps_the_rest():
+    """`make demo-lora`: up by 0.25 at least, by more than the control; the old tasks lose few points."""
+    subprocess.run(["make", "demo-lora"], cwd=ROOT, check=True)
+    folder = ROOT / "runs/demo_lora/evaluations"
+    before, *after = (read_scores(folder / name) for name in ("before", "adapter", "full_tuning", "shuffled_answers"))
+    adapter, full, shuffled = (compare(before, scores) for scores in after)
+    assert adapter["dials"].difference.low > 0.25
+    assert adapter["dials"].score.low > shuffled["dials"].score.high
+    for task in ("shapes", "multi_image", "video"):
+        assert adapter[task].difference.value > -0.06, task
+    assert full["dials"].verdict == "up"
