@@ -64,4 +64,5 @@ def main(task_file, out_file):
     torch.save({"version": transformers.__version__, "loaded": loaded}, out_file)
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
