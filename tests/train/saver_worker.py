@@ -60,7 +60,7 @@ def run(task: str, ranks) -> list[float]:
     if part == "first":
         if ranks.is_first:
             stage_dir.mkdir(parents=True)
-        saver.write_base(lambda folder: (folder / "config.json").write_text("{}"))
+        saver.write_base(lambda folder: (folder / "config.json").write_text("{}"), start=None)
         saver.save(TrainState(step=CUT), {}, {"loss": losses[-1]}, bool(background))
         if background:  # the copy is what is written, whatever happens to the weights meanwhile
             run_steps(engine, ranks, PARTS["second"])
