@@ -1,7 +1,8 @@
 """LLaVA JSON and JSONL, tables and folders: records as they stand in a file become `Sample`s.
 
-A record: `id` (optional), `conversations` [{from, value}] or [{role, content}], `image` and `video` each a path or a
-list of paths, both optional. A first `system` turn replaces the default; a leading answer to nothing is dropped.
+A record: `id` (optional), `conversations` [{from, value}] or [{role, content}], or `messages` with typed parts (see
+`messages.py`), `image` and `video` each a path or a list of paths, both optional. A first `system` turn replaces the
+default; a leading answer to nothing is dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from llava_train.config.errors import DataError
 from llava_train.config.plain import BadRecord, read_plain
+from llava_train.data.messages import from_messages
 from llava_train.data.sample import Role, Sample, Turn
 
 ROLES: dict[str, Role] = {
@@ -57,6 +59,7 @@ def to_sample(record: Any, source: str, position: int, media_root: Path) -> Samp
             raise record
         if not isinstance(record, dict):
             raise BadRecord(f"is a {type(record).__name__}, not a mapping")
+        record = from_messages(record)
         for key in ("images", "videos"):
             if key in record:
                 raise BadRecord(f"key {key!r}: write {key[:-1]!r}")

@@ -1,0 +1,70 @@
+"""Conversations in the chat-messages form, with typed parts, as the records that LLaVA's own form has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llava_train.config.plain import BadRecord
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+
+_TAGS = {"image": IMAGE_TAG, "video": VIDEO_TAG}
+_PATH_KEYS = ("path", "url")  # beside the part's own type, which chat templates take as well
+
+
+def from_messages(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with `conversations` whose contents are texts.
+
+    `messages` may stand for `conversations`. Parts {type: text, text}, {type: image, image: PATH} and {type: video,
+    video: PATH} become one text: each medium a tag in its place, a newline after it as the chat template writes it; the
+    paths of the parts, in order, become `image` and `video`. Parts without paths take those that the record lists.
+    Raises BadRecord.
+    """
+    if "messages" in record and "conversations" in record:
+        raise BadRecord("has messages and conversations: leave one of them out")
+    turns = record.get("conversations", record.get("messages"))
+    record = {key: value for key, value in record.items() if key != "messages"} | {"conversations": turns}
+    if not isinstance(turns, list) or not any(isinstance(_content(turn), list) for turn in turns):
+        return record
+    paths: dict[str, list[str | None]] = {"image": [], "video": []}
+    record["conversations"] = [_as_text(turn, paths) for turn in turns]
+    for kind, found in paths.items():
+        if any(found):
+            if record.get(kind) or not all(found):
+                raise BadRecord(f"give the path of each {kind} in its part, or all of them in {kind!r}")
+            record[kind] = found
+    return record
+
+
+def _content(turn: Any) -> Any:
+    return turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+
+
+def _as_text(turn: Any, paths: dict[str, list[str | None]]) -> Any:
+    """Worked case: image, text `What?` -> `<image>\\nWhat?`."""
+    parts = _content(turn)
+    if not isinstance(parts, list):
+        return turn
+    text, after_medium = "", False
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(words := part.get("text"), str):
+            if IMAGE_TAG in words or VIDEO_TAG in words:
+                raise BadRecord(f"a text part holds {IMAGE_TAG} or {VIDEO_TAG}: make it a part of its own type")
+            text += "\n" * (after_medium and bool(words) and not words.startswith("\n")) + words
+            after_medium = after_medium and not words
+        elif kind in _TAGS:
+            paths[kind].append(_path(part, kind))
+            text += "\n" * after_medium + _TAGS[kind]
+            after_medium = True
+        else:
+            raise BadRecord(f"a part is of type {kind!r}; known: text with its text, image, video")
+    return {"role": turn.get("role", turn.get("from")), "content": text + "\n" * after_medium}
+
+
+def _path(part: dict[str, Any], kind: str) -> str | None:
+    path = next((part[key] for key in (kind, *_PATH_KEYS) if part.get(key) is not None), None)
+    if path is not None and not isinstance(path, str):
+        raise BadRecord(f"the {kind} of a part is a {type(path).__name__}, not a path")
+    if path and "://" in path:
+        raise BadRecord(f"{path} is not on this machine: download it, and give its path")
+    return path
