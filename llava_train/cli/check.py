@@ -45,7 +45,7 @@ def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> li
     rows = [
         ("trains", ", ".join(parts) + (f"; frozen: {', '.join(frozen)}" if frozen else "")),
         ("data", f"{config.data.file or stage.mixture}: {_samples(records)}"),
-        ("steps", f"{_steps(stage, records)}, each of {stage.global_batch_size} samples"),
+        ("steps", f"{_steps(config, stage, records)}, each of {stage.global_batch_size} samples"),
         ("images", stage.image.mode + (f", {len(stage.image.grid)} canvases" if stage.image.grid else "")),
         ("precision", stage.precision),
         ("ZeRO", f"{zero.level}" + (f", on the CPU: {', '.join(offloaded)}" if offloaded else "")),
@@ -63,9 +63,11 @@ def _samples(records: StageRecords) -> str:
     return f"{records.num_samples} samples" + (f" and {large} files too large to count here" if large else "")
 
 
-def _steps(stage: StageConfig, records: StageRecords) -> str:
+def _steps(config: Config, stage: StageConfig, records: StageRecords) -> str:
     if records.not_counted:
         return f"{stage.max_steps} at the most" if stage.max_steps else f"{stage.epochs:g} epochs"
-    per_epoch = math.ceil(records.num_samples / stage.global_batch_size)
+    held_out = 0 if config.evaluation.file else config.evaluation.held_out
+    held_out = held_out if held_out >= 1 else math.ceil(held_out * records.num_samples)
+    per_epoch = math.ceil((records.num_samples - held_out) / stage.global_batch_size)
     by_epochs = math.ceil(per_epoch * stage.epochs)
     return str(min(n for n in (by_epochs, stage.max_steps) if n))

@@ -42,6 +42,14 @@ def test_check_works_from_any_folder_and_loads_no_heavy_library(tmp_path):
     assert not {"torch", "transformers", "deepspeed"} & imported
 
 
+def test_check_takes_held_out_samples_off_the_steps(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["check", "+recipe=ov_stage", *own_data(tmp_path), "evaluation.every=1"]
+    for held_out, steps in ((256, 1), (0.5, 1), (1, 2)):
+        assert main([*words, f"evaluation.held_out={held_out}"]) == 0
+        assert f"{steps}, each of 256 samples" in capsys.readouterr().out
+
+
 def test_faults_end_in_exit_code_2_without_a_traceback(tmp_path):
     words = ["run.sed=1", "log.every=0", "data.file=none.json"]
     done = command("check", "+recipe=tiny", *words, folder=tmp_path)
