@@ -75,7 +75,7 @@ class Chat:
 
     def _undo(self) -> str:
         if self._waiting:
-            return f"without {self._waiting.pop().path}"
+            return f"without {self._waiting.pop().file}"
         return f"unsaid: {self._exchanges.pop().question}" if self._exchanges else "nothing to take back"
 
     def _ask(self, text: str) -> None:
@@ -108,7 +108,7 @@ class Chat:
         for exchange in exchanges:
             turns += [Turn("human", exchange.question), Turn("gpt", exchange.answer)]
         media = [medium for exchange in exchanges for medium in exchange.media]
-        images, videos = ([m.path for m in media if m.kind == kind] for kind in ("image", "video"))
+        images, videos = ([m.file for m in media if m.kind == kind] for kind in ("image", "video"))
         return Sample("chat", "generate", turns[:-1], images, videos, record=str(len(exchanges)))
 
 

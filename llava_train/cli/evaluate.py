@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from llava_train.config.evaluate_rules import evaluated_sources
-from llava_train.config.load import load_evaluate
+from llava_train.config.load import load_verb
+from llava_train.config.schema import EvaluateConfig
 
 
 def run(argv: list[str]) -> int:
     """Prints the scores and where the rest lies. Raises ConfigError, DataError."""
-    config = load_evaluate(argv)
+    config = load_verb(EvaluateConfig, argv)
     from llava_train.train import evaluation
     from llava_train.train.distributed import start_ranks
     from llava_train.train.questions import read_questions

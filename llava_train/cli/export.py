@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.load import load_dumped, load_export
+from llava_train.config.load import load_dumped, load_verb
 from llava_train.config.schema import ExportConfig
 from llava_train.config.typed import nearest
 from llava_train.train import checkpoint
@@ -14,7 +14,7 @@ from llava_train.train.metrics import console
 
 def run(argv: list[str]) -> int:
     """Writes the folder and prints what was proved of it. Raises ConfigError, RunError."""
-    config = load_export(argv)
+    config = load_verb(ExportConfig, argv)
     stage_dir = find_stage(config)
     step = find_step(stage_dir, config.step)
     for folder in (stage_dir / checkpoint.BASE, step):

@@ -12,7 +12,7 @@ import torch
 
 from llava_train.cli.chat import Chat, chat
 from llava_train.config.generate_rules import SAMPLING
-from llava_train.config.load import load_generate
+from llava_train.config.load import load_verb
 from llava_train.config.schema import GenerateConfig
 from llava_train.data.prompts import prompt_sample, read_prompts
 from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
@@ -21,7 +21,7 @@ from llava_train.train.answer_file import AnswerFile
 
 def run(argv: list[str]) -> int:
     """Prints the answer, writes the answers, or talks. Raises ConfigError, DataError, RunError."""
-    config = load_generate(argv)
+    config = load_verb(GenerateConfig, argv)
     try:
         _run(config)
     except KeyboardInterrupt:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import get_type_hints
 
+from llava_train.config.bounds import Bound, bounded
 from llava_train.config.errors import Fault
 from llava_train.config.schema import Config, LearningRates, LoraConfig, StageConfig
 from llava_train.config.typed import unknown
 
 PARTS = tuple(get_type_hints(LearningRates))
+BOUNDS: tuple[Bound, ...] = (("rank", ">=", 1), ("alpha", ">", 0), ("dropout", ">=", 0), ("dropout", "<", 1))
 INITS = ("default", "gaussian", "orthogonal")  # those of PEFT that leave the weights below as they are
 _REFUSED_INITS = {
     "pissa": "changes the weights below the adapter, so that it would fit no released checkpoint",
@@ -49,12 +51,8 @@ def adapters_are_sound(key: str, stage: StageConfig) -> Iterator[Fault]:
 
 
 def _numbers(where: str, settings: LoraConfig) -> Iterator[Fault]:
-    if settings.rank < 1:
-        yield Fault(f"{where}.rank", f"{settings.rank} is out of range", "allowed: >= 1")
-    if settings.alpha <= 0:
-        yield Fault(f"{where}.alpha", f"{settings.alpha} is out of range", "allowed: > 0; often the rank or twice it")
-    if not 0 <= settings.dropout < 1:
-        yield Fault(f"{where}.dropout", f"{settings.dropout} is out of range", "allowed: >= 0 and < 1")
+    for bound in BOUNDS:
+        yield from bounded(f"{where}.", settings, bound)
     if not settings.targets:
         yield Fault(f"{where}.targets", "names no layer", f"set {where}.targets=all, or a list such as [q_proj,v_proj]")
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from llava_train.config.bounds import Bound, bounded
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.files import source_problem
 from llava_train.config.generate_rules import adapter_is_a_folder, has_a_start
 from llava_train.config.mixture import READABLE, SourceConfig, file_sources, is_readable
 from llava_train.config.schema import EvaluateConfig
 
-BOUNDS = (("limit", 0), ("batch_size", 1), ("max_new_tokens", 1), ("seed", 0), ("shown", 0))
+BOUNDS: tuple[Bound, ...] = (
+    ("limit", ">=", 0),
+    ("batch_size", ">=", 1),
+    ("max_new_tokens", ">=", 1),
+    ("seed", ">=", 0),
+    ("shown", ">=", 0),
+    ("tolerance", ">=", 0),
+    ("tolerance", "<", 1),
+)
 
 
 def evaluated_sources(config: EvaluateConfig) -> dict[str, SourceConfig]:
@@ -36,11 +45,9 @@ def questions_are_there(config: EvaluateConfig) -> Iterator[Fault]:
 
 
 def amounts_are_in_range(config: EvaluateConfig) -> Iterator[Fault]:
-    for name, bound in BOUNDS:
-        if (value := getattr(config, name)) < bound:
-            yield Fault(name, f"{value} is out of range", f"allowed: >= {bound}")
-    if not 0 <= config.tolerance < 1:
-        yield Fault("tolerance", f"{config.tolerance} is out of range", "a share of the reference: 0.05 is 5 %")
+    for bound in BOUNDS:
+        more = "; a share of the reference: 0.05 is 5 %" if bound[0] == "tolerance" else ""
+        yield from bounded("", config, bound, more)
 
 
 def out_is_a_folder(config: EvaluateConfig) -> Iterator[Fault]:

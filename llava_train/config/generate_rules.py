@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from llava_train.config.bounds import Bound, bounded
 from llava_train.config.errors import Fault
 from llava_train.config.mixture import JSON_SUFFIXES
 from llava_train.config.schema import EvaluateConfig, GenerateConfig
@@ -16,8 +16,7 @@ WAYS = "'prompt=What is shown?', or file=PROMPTS.jsonl out=ANSWERS.jsonl, or cha
 OF_FILE = ("root", "out", "batch_size", "on_error")
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "num_beams", "min_new_tokens")
 SAMPLED = ("temperature", "top_p", "top_k")  # without effect where the likeliest token is taken
-_COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le}
-BOUNDS = (
+BOUNDS: tuple[Bound, ...] = (
     ("max_new_tokens", ">=", 1),
     ("min_new_tokens", ">=", 0),
     ("batch_size", ">=", 1),
@@ -75,11 +74,8 @@ def adapter_is_a_folder(config: GenerateConfig | EvaluateConfig) -> Iterator[Fau
 
 
 def options_are_in_range(config: GenerateConfig) -> Iterator[Fault]:
-    for name, comparison, bound in BOUNDS:
-        value = getattr(config, name)
-        if value != "checkpoint" and not _COMPARE[comparison](value, bound):
-            remedy = f"allowed: {comparison} {bound}{_REMEDIES.get(name, '')}"
-            yield Fault(name, f"{shown(value)} is out of range", remedy)
+    for bound in BOUNDS:
+        yield from bounded("", config, bound, _REMEDIES.get(bound[0], ""))
 
 
 def answers_have_room(config: GenerateConfig) -> Iterator[Fault]:

@@ -7,11 +7,10 @@ command line names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -24,7 +23,7 @@ from llava_train.config.assets import asset, assets_root, shipped_models, shippe
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.mixture import read_yaml
 from llava_train.config.overrides import CONFIG_DIR, CommandLine, apply, restore, split_words
-from llava_train.config.rules import judge, judge_compare, judge_convert, judge_evaluate, judge_export, judge_generate
+from llava_train.config.rules import judge, judge_verb
 from llava_train.config.schema import (
     CompareConfig,
     Config,
@@ -35,6 +34,15 @@ from llava_train.config.schema import (
 )
 from llava_train.config.typed import UNSOUND, build, nearest
 
+Settings = TypeVar("Settings")
+# of a verb that reads no recipe: its name, and what it cannot do without
+_WITHOUT_RECIPE: dict[Any, tuple[str, str]] = {
+    GenerateConfig: ("generate", "model.init=DIR_OR_HUB_NAME"),
+    EvaluateConfig: ("evaluate", "model.init=DIR data.file=FILE"),
+    CompareConfig: ("compare", "before=DIR after=[DIR,...]"),
+    ConvertConfig: ("convert", "original=DIR out=DIR"),
+    ExportConfig: ("export", "run.dir=DIR out=DIR"),
+}
 _read_once = cache(read_yaml)  # for our own recipes, which do not change while a process runs
 
 
@@ -66,38 +74,15 @@ def load_dumped(path: Path) -> Config:
     return config
 
 
-def load_generate(argv: list[str]) -> GenerateConfig:
-    """The question that `argv` asks. Raises ConfigError with all its faults."""
-    return _without_recipe(GenerateConfig, argv, judge_generate, "generate", "model.init=DIR_OR_HUB_NAME")
-
-
-def load_convert(argv: list[str]) -> ConvertConfig:
-    """The conversion that `argv` asks for. Raises ConfigError with all its faults."""
-    return _without_recipe(ConvertConfig, argv, judge_convert, "convert", "original=DIR out=DIR")
-
-
-def load_export(argv: list[str]) -> ExportConfig:
-    """The export that `argv` asks for. Raises ConfigError with all its faults."""
-    return _without_recipe(ExportConfig, argv, judge_export, "export", "run.dir=DIR out=DIR")
-
-
-def load_evaluate(argv: list[str]) -> EvaluateConfig:
-    """The evaluation that `argv` asks for. Raises ConfigError with all its faults."""
-    return _without_recipe(EvaluateConfig, argv, judge_evaluate, "evaluate", "model.init=DIR data.file=FILE")
-
-
-def load_compare(argv: list[str]) -> CompareConfig:
-    """The comparison that `argv` asks for. Raises ConfigError with all its faults."""
-    return _without_recipe(CompareConfig, argv, judge_compare, "compare", "before=DIR after=[DIR,...]")
-
-
-def _without_recipe(schema: Any, argv: list[str], judge_all: Callable[..., list[Fault]], verb: str, needed: str) -> Any:
+def load_verb(schema: type[Settings], argv: list[str]) -> Settings:
+    """The settings of a verb that reads no recipe. Raises ConfigError with all their faults."""
+    verb, needed = _WITHOUT_RECIPE[schema]
     faults: list[Fault] = []
     line = split_words(argv, faults)
     for group in line.choices:
         faults.append(Fault(group, f"{verb} reads no recipe", f"set {needed}, and leave this out"))
-    config = _typed(schema, OmegaConf.create({}), line, faults)
-    faults += judge_all(config, complete=not faults)
+    config: Settings = _typed(schema, OmegaConf.create({}), line, faults)
+    faults += judge_verb(config, complete=not faults)
     if faults:
         raise ConfigError(faults)
     return config

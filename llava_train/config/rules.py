@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llava_train.config import adapter_rules
+from llava_train.config.bounds import Bound, bounded
 from llava_train.config.compare_rules import COMPARE_RULES
 from llava_train.config.errors import Fault
 from llava_train.config.evaluate_rules import EVALUATE_RULES
@@ -27,10 +27,8 @@ from llava_train.config.typed import nearest, shown
 
 Rule = Callable[[Any], Iterator[Fault]]
 StageRule = Callable[[str, StageConfig], Iterator[Fault]]
-_COMPARE = {">=": operator.ge, ">": operator.gt, "<": operator.lt}
 
-# key below the config or the stage, comparison, bound
-CONFIG_BOUNDS = (
+CONFIG_BOUNDS: tuple[Bound, ...] = (
     ("run.seed", ">=", 0),
     ("data.num_workers", ">=", 0),
     ("data.decode_timeout", ">", 0),
@@ -43,7 +41,7 @@ CONFIG_BOUNDS = (
     ("log.every", ">=", 1),
     ("preview.count", ">=", 0),
 )
-STAGE_BOUNDS = (
+STAGE_BOUNDS: tuple[Bound, ...] = (
     ("learning_rate.vision_tower", ">", 0),
     ("learning_rate.projector", ">", 0),
     ("learning_rate.language_model", ">", 0),
@@ -76,36 +74,22 @@ def judge(config: Config, complete: bool) -> list[Fault]:
     """Faults of all rules. If the config is not `complete` it lacks fields; a rule that needs one is passed over."""
     faults = [fault for rule in RULES for fault in _run(rule, config, complete=complete)]
     for bound in CONFIG_BOUNDS:
-        faults += _run(_bound, "", config, *bound, complete=complete)
+        faults += _run(bounded, "", config, bound, complete=complete)
     for name, stage in getattr(config, "stages", {}).items():
         if not isinstance(stage, StageConfig):
             continue  # has a fault of its own
         key = f"stages.{name}"
         for bound in STAGE_BOUNDS:
-            faults += _run(_bound, f"{key}.", stage, *bound, complete=complete)
+            more = ", or frozen" if bound[0].startswith("learning_rate") else ""
+            faults += _run(bounded, f"{key}.", stage, bound, more, complete=complete)
         for rule in STAGE_RULES:
             faults += _run(rule, key, stage, complete=complete)
     return faults
 
 
-def judge_generate(config: GenerateConfig, complete: bool) -> list[Fault]:
-    return [fault for rule in GENERATE_RULES for fault in _run(rule, config, complete=complete)]
-
-
-def judge_evaluate(config: EvaluateConfig, complete: bool) -> list[Fault]:
-    return [fault for rule in EVALUATE_RULES for fault in _run(rule, config, complete=complete)]
-
-
-def judge_compare(config: CompareConfig, complete: bool) -> list[Fault]:
-    return [fault for rule in COMPARE_RULES for fault in _run(rule, config, complete=complete)]
-
-
-def judge_convert(config: ConvertConfig, complete: bool) -> list[Fault]:
-    return [fault for rule in CONVERT_RULES for fault in _run(rule, config, complete=complete)]
-
-
-def judge_export(config: ExportConfig, complete: bool) -> list[Fault]:
-    return [fault for rule in EXPORT_RULES for fault in _run(rule, config, complete=complete)]
+def judge_verb(config: Any, complete: bool) -> list[Fault]:
+    """As `judge`, for the settings of a verb that reads no recipe."""
+    return [fault for rule in VERB_RULES[type(config)] for fault in _run(rule, config, complete=complete)]
 
 
 def _run(rule: Callable[..., Iterator[Fault]], *arguments: Any, complete: bool) -> list[Fault]:
@@ -117,13 +101,6 @@ def _run(rule: Callable[..., Iterator[Fault]], *arguments: Any, complete: bool) 
         if complete:
             raise
     return faults
-
-
-def _bound(prefix: str, node: Any, key: str, comparison: str, bound: float) -> Iterator[Fault]:
-    value = operator.attrgetter(key)(node)
-    if not isinstance(value, str) and not _COMPARE[comparison](value, bound):
-        remedy = f"allowed: {comparison} {bound}" + (", or frozen" if key.startswith("learning_rate") else "")
-        yield Fault(prefix + key, f"{shown(value)} is out of range", remedy)
 
 
 def run_name_is_a_folder_name(config: Config) -> Iterator[Fault]:
@@ -366,5 +343,10 @@ STAGE_RULES: tuple[StageRule, ...] = (
     template_has_one_label_rule,
     *adapter_rules.STAGE_RULES,
 )
-CONVERT_RULES: tuple[Rule, ...] = (convert_reads_folders, convert_writes_a_new_folder)
-EXPORT_RULES: tuple[Rule, ...] = (export_reads_a_run, export_replaces_nothing_but_an_export)
+VERB_RULES: dict[type, tuple[Rule, ...]] = {
+    GenerateConfig: GENERATE_RULES,
+    EvaluateConfig: EVALUATE_RULES,
+    CompareConfig: COMPARE_RULES,
+    ConvertConfig: (convert_reads_folders, convert_writes_a_new_folder),
+    ExportConfig: (export_reads_a_run, export_replaces_nothing_but_an_export),
+}

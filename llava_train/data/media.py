@@ -26,10 +26,10 @@ class MediaReader:
         """One layout per medium, no pixel decoded. Raises DataError: tag/media mismatch, missing or unreadable file."""
         media = sample.media()
         with _named(sample):
-            sizes = [image_size(medium.path, self._max_pixels) for medium in media if medium.kind == "image"]
+            sizes = [image_size(medium.file, self._max_pixels) for medium in media if medium.kind == "image"]
             images = iter(self.geometry.images(sizes))
             return [
-                next(images) if medium.kind == "image" else self.geometry.video(*self._videos.size(medium.path))
+                next(images) if medium.kind == "image" else self.geometry.video(*self._videos.size(medium.file))
                 for medium in media
             ]
 
@@ -40,13 +40,13 @@ class MediaReader:
         for medium, layout in zip(sample.media(), layouts, strict=True):
             with _named(sample):
                 if medium.kind == "video":
-                    new = self._videos.frames(medium.path, size)
+                    new = self._videos.frames(medium.file, size)
                     found = (len(new), layout.height, layout.width)
                 else:
-                    image = open_image(medium.path, self._max_pixels)
+                    image = open_image(medium.file, self._max_pixels)
                     found = (layout.grid[0], image.height, image.width)
             if found != (layout.grid[0], layout.height, layout.width):
-                raise sample.error("changed file", f"{medium.path} is {found}, the layout says {layout}")
+                raise sample.error("changed file", f"{medium.file} is {found}, the layout says {layout}")
             tiles.append(new if medium.kind == "video" else to_tiles(image, layout, self.geometry))
         return np.concatenate(tiles)
 

@@ -1,4 +1,4 @@
-"""`Sample`: one record of a data set, checked in form, with its media as paths."""
+"""`Sample`: one record of a data set, checked in form, with the files of its media."""
 
 from __future__ import annotations
 
@@ -18,20 +18,44 @@ class Turn(NamedTuple):
     text: str
 
 
+class PackedFile(NamedTuple):
+    """An image or video within another file: `size` bytes of `path` from `offset`, or in memory where `content` is."""
+
+    path: Path
+    offset: int
+    size: int
+    name: str  # for messages: what it is called there
+    content: bytes | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.path}"
+
+    def read(self) -> bytes:
+        """Raises OSError."""
+        if self.content is not None:
+            return self.content
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+MediaFile = Path | PackedFile
+
+
 class Medium(NamedTuple):
     kind: MediumKind
-    path: Path
+    file: MediaFile
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Turns, at most the first of them `system`, with the paths of the media that their tags denote."""
+    """Turns, at most the first of them `system`, with the files of the media that their tags denote."""
 
     id: str
     source: str
     turns: Sequence[Turn]
-    images: Sequence[Path] = ()
-    videos: Sequence[Path] = ()
+    images: Sequence[MediaFile] = ()
+    videos: Sequence[MediaFile] = ()
     record: str = ""  # where it stands in its source, for messages
 
     @property
@@ -40,12 +64,12 @@ class Sample:
 
     def media(self) -> list[Medium]:
         """Images and videos in the reading order of their tags. Raises DataError unless each tag has its medium."""
-        paths = {"image": self.images, "video": self.videos}
+        files = {"image": self.images, "video": self.videos}
         try:
             order = media_order(self.turns, len(self.images), len(self.videos))
         except TemplateError as error:
             raise self.error(error.reason, error.detail) from error
-        return [Medium(kind, paths[kind][index]) for kind, index in order]
+        return [Medium(kind, files[kind][index]) for kind, index in order]
 
     def error(self, reason: str, detail: str = "") -> DataError:
         """A DataError that names this sample."""

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from llava_train.config.adapter_rules import INITS
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import LoraConfig, StageConfig
 from llava_train.model.tensorfile import Spec, write_tensors
@@ -35,7 +36,6 @@ MODULES: dict[Part, str] = {
 }
 _PEFT_PREFIX = "base_model.model."
 _ADAPTER_NAME = ".default"  # what PEFT calls an adapter that was given no name; left out in files
-INITS: dict[str, bool | str] = {"default": True, "gaussian": "gaussian", "orthogonal": "orthogonal"}
 
 
 def inject(hf_model: LlavaOnevisionForConditionalGeneration, lora: Mapping[str, LoraConfig], seed: int) -> None:
@@ -68,7 +68,7 @@ def peft_config(
         lora_dropout=shared.dropout,
         use_rslora=shared.rslora,
         use_dora=shared.dora,
-        init_lora_weights=INITS[shared.init],  # type: ignore[arg-type]
+        init_lora_weights=True if shared.init == "default" else shared.init,  # type: ignore[arg-type]
         modules_to_save=list(saved) or None,
         base_model_name_or_path=base,
     )
@@ -188,7 +188,7 @@ def attach_adapter(hf_model: LlavaOnevisionForConditionalGeneration, folder: Pat
     if not (path.is_file() and (folder / WEIGHTS_FILE).is_file()):
         raise _fault(f"{folder} holds no {CONFIG_FILE} with {WEIGHTS_FILE}", "name the adapter/ folder of a stage")
     config: Any = PeftConfig.from_pretrained(str(folder))
-    if config.peft_type != "LORA" or config.init_lora_weights not in (False, *INITS.values()):
+    if config.peft_type != "LORA" or config.init_lora_weights not in (True, False, *INITS):
         told = f"{folder} is a {config.peft_type} adapter initialised by {config.init_lora_weights}"
         raise _fault(told, "only LoRA that leaves its base's weights as they are is read")
     saved, config.modules_to_save = config.modules_to_save or [], None  # their weights replace the model's own below

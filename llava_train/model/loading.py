@@ -5,13 +5,7 @@ from __future__ import annotations
 # module names in both majors of transformers; what is named here replaces its own list, so lm_head stands here too
 NOT_QUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 
-PLAIN = """\
-from PIL import Image
-from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
-
-folder = {folder!r}
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype="auto")
+_ASK = """\
 pixels = LlavaOnevisionImageProcessorPil.from_pretrained(folder)(Image.open({image!r}), return_tensors="pt")
 content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
 turns = [{{"role": "user", "content": content}}]
@@ -21,6 +15,18 @@ inputs = tokenizer(text.replace("<image>", "<image>" * len(features)), return_te
 answer = model.generate(**inputs, **pixels, max_new_tokens=64)[0, inputs.input_ids.shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))
 """
+
+PLAIN = (
+    """\
+from PIL import Image
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+
+folder = {folder!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype="auto")
+"""
+    + _ASK
+)
 
 PROCESSOR = """\
 from PIL import Image
@@ -37,24 +43,19 @@ answer = model.generate(**inputs, max_new_tokens=64)[0, inputs.input_ids.shape[1
 print(processor.decode(answer, skip_special_tokens=True))
 """
 
-ADAPTER = """\
+ADAPTER = (
+    """\
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
 
-base, adapter = {base!r}, {folder!r}
-tokenizer = AutoTokenizer.from_pretrained(adapter)
-below = LlavaOnevisionForConditionalGeneration.from_pretrained(base, dtype="auto")
-model = PeftModel.from_pretrained(below, adapter)
-pixels = LlavaOnevisionImageProcessorPil.from_pretrained(adapter)(Image.open({image!r}), return_tensors="pt")
-content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
-turns = [{{"role": "user", "content": content}}]
-text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-[features] = below.get_image_features(**pixels).pooler_output  # one row per visual token
-inputs = tokenizer(text.replace("<image>", "<image>" * len(features)), return_tensors="pt")
-answer = model.generate(**inputs, **pixels, max_new_tokens=64)[0, inputs.input_ids.shape[1] :]
-print(tokenizer.decode(answer, skip_special_tokens=True))
+base, folder = {base!r}, {folder!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = LlavaOnevisionForConditionalGeneration.from_pretrained(base, dtype="auto")
+model = PeftModel.from_pretrained(model, folder)
 """
+    + _ASK
+)
 
 PIPELINE = """\
 from PIL import Image

@@ -92,8 +92,8 @@ def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
     if start := content.get("start"):
         elsewhere = Path(start["folder"])
         files += [(elsewhere / name, str(elsewhere / name), w) for name, w in sorted(start["files"].items())]
-    for path, name, content in files[share[0] :: share[1]]:
-        written = Written(**content)
+    for path, name, entry in files[share[0] :: share[1]]:
+        written = Written(**entry)
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != written.bytes:

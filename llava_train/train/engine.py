@@ -162,9 +162,9 @@ class Engine:
         if self._level == 3:
             self._engine.optimizer.checkpoint_event_prologue()  # lets go of gathered parameters
         with torch.no_grad():
-            for part in self.frozen_slices() if frozen else ():
-                assert frozen
-                part.of(part.flat).copy_(_read(frozen, part.name, part))
+            if frozen is not None:
+                for part in self.frozen_slices():
+                    part.of(part.flat).copy_(_read(frozen, part.name, part))
             states: dict[int, dict[str, torch.Tensor]] = {}
             for part in self.trained_slices():
                 part.of(part.flat).copy_(_read(weights, part.name, part))

@@ -81,9 +81,9 @@ def _question(record: Any, source: str, position: int, root: Path, score: Kind |
         _refuse_unreadable(reference)
     except BadRecord as error:
         raise sample.error("bad record", str(error)) from error
-    for path in (*sample.images, *sample.videos):
-        if not path.exists():
-            raise sample.error("missing file", str(path))
+    for file in (*sample.images, *sample.videos):
+        if isinstance(file, Path) and not file.exists():
+            raise sample.error("missing file", str(file))
     return Question(sample, reference)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -112,7 +113,8 @@ def test_a_question_that_cannot_be_asked_is_unsaid(talk):
 
 
 SCRIPT = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
 from llava_train.cli.chat import Chat, chat
 def answer(sample, tell):
     tell("begun")
@@ -145,8 +147,7 @@ def test_ctrl_c_at_a_terminal_stops_the_answer_and_not_the_program():
 def read_until(process, text):
     seen, end = b"", time.monotonic() + 60
     while text not in seen and time.monotonic() < end:
-        new = os.read(process.stdout.fileno(), 4096)
-        if not new:
+        if not select.select([process.stdout], [], [], 60)[0] or not (new := os.read(process.stdout.fileno(), 4096)):
             return False
         seen += new
     time.sleep(0.2)  # for the program to wait for its next line

@@ -6,7 +6,8 @@ import pytest
 
 from llava_train.config import generate_rules
 from llava_train.config.errors import ConfigError
-from llava_train.config.load import load_generate
+from llava_train.config.load import load_verb
+from llava_train.config.schema import GenerateConfig
 
 CASES = [
     (["model.init="], "model.init", "DIR_OR_HUB_NAME"),
@@ -51,7 +52,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("words", "key", "remedy"), CASES)
 def test_a_broken_rule_names_its_key_and_remedy(words, key, remedy):
     with pytest.raises(ConfigError) as caught:
-        load_generate(["model.init=m", "prompt=?", *words])
+        load_verb(GenerateConfig, ["model.init=m", "prompt=?", *words])
     assert [fault.key for fault in caught.value.faults] == [key]
     assert remedy in caught.value.faults[0].remedy
 
@@ -65,7 +66,7 @@ def test_every_bound_has_a_case():
 
 def test_options_are_read_as_transformers_names_them():
     words = ["do_sample=true", "temperature=0.7", "top_k=5", "num_beams=2", "repetition_penalty=1.1"]
-    config = load_generate(["model.init=m", "prompt=?", *words])
+    config = load_verb(GenerateConfig, ["model.init=m", "prompt=?", *words])
     given = (config.do_sample, config.temperature, config.top_k, config.num_beams, config.repetition_penalty)
     assert given == (True, 0.7, 5, 2, 1.1)
     assert (config.top_p, config.min_new_tokens) == ("checkpoint", "checkpoint")

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.load import load, load_generate
+from llava_train.config.load import load, load_verb
 from llava_train.config.overrides import split_list
+from llava_train.config.schema import GenerateConfig
 
 
 def faults_of(*words: str) -> list[Fault]:
@@ -55,7 +56,7 @@ def test_a_text_of_each_field_arrives_as_written():
 
 @pytest.mark.parametrize("text", AWKWARD)
 def test_prompts_arrive_as_written(text):
-    asked = load_generate(["model.init=m", f"prompt=?{text}", f"system={text}"])
+    asked = load_verb(GenerateConfig, ["model.init=m", f"prompt=?{text}", f"system={text}"])
     assert (asked.prompt, asked.system) == (f"?{text}", text)
 
 
@@ -78,12 +79,12 @@ def test_a_text_is_seen_by_interpolations_and_not_read_by_them():
 )
 def test_lists_of_texts_split_on_commas_outside_quotes(text, entries):
     assert split_list(text) == entries
-    assert load_generate(["model.init=m", "prompt=?", f"images={text}"]).images == entries
+    assert load_verb(GenerateConfig, ["model.init=m", "prompt=?", f"images={text}"]).images == entries
 
 
 def test_a_list_without_brackets_names_the_form():
     with pytest.raises(ConfigError) as caught:
-        load_generate(["model.init=m", "prompt=?", "images=a.png"])
+        load_verb(GenerateConfig, ["model.init=m", "prompt=?", "images=a.png"])
     assert caught.value.faults[0].key == "images"
     assert "[a.png]" in caught.value.faults[0].problem
 
@@ -179,7 +180,7 @@ def test_a_missing_or_unknown_recipe_is_named():
 
 def test_generate_takes_no_recipe_and_names_what_is_missing():
     with pytest.raises(ConfigError) as caught:
-        load_generate(["+recipe=ov_stage", "promt=x"])
+        load_verb(GenerateConfig, ["+recipe=ov_stage", "promt=x"])
     assert [(f.key, f.remedy) for f in caught.value.faults] == [
         ("recipe", "set model.init=DIR_OR_HUB_NAME, and leave this out"),
         ("promt", "did you mean prompt?"),

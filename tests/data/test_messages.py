@@ -36,7 +36,7 @@ def test_parts_are_one_text_with_their_media(parts, written):
     sample = to_sample({"messages": [say(*parts), ANSWER]}, "s", 0, ROOT)
     assert [turn.text for turn in sample.turns] == [written, "A cat."]
     media = [part.get("image") or part["path"] for part in parts if part["type"] != "text"]
-    assert [str(medium.path.relative_to(ROOT)) for medium in sample.media()] == media
+    assert [str(medium.file.relative_to(ROOT)) for medium in sample.media()] == media
 
 
 def test_it_is_the_sample_of_the_other_form():
