@@ -46,6 +46,12 @@ class DataConfig:
     num_workers: int  # processes per rank that prepare batches beside the training one; at most one per core
     decode_timeout: float  # seconds that one video may take to decode before it counts as unreadable
     max_pixels: int  # an image with more pixels is refused
+    max_frames: int  # a video file with more frames is refused
+    max_media: int  # a sample with more images and videos is refused
+    too_long: Literal["error", "skip", "cut"]  # of a sample beyond max_length; cut: turns after its last medium go
+    sizes: Literal["files", "records"]  # of images; records: from `width` and `height` of a record that has them
+    allow_outside_root: bool  # media of records by absolute paths, or by .. to outside of the root
+    cache: str  # folder of the indexes; "" = `index` beside the run's folder
 
 
 @dataclass
@@ -85,10 +91,17 @@ class VideoConfig:
 
 @dataclass
 class PackConfig:
-    """Budget of one micro-batch of one rank. It changes speed and memory, never the step's mathematics."""
+    """Budget of one micro-batch of one rank, and the unit of a step.
+
+    samples: a step is the stage's global_batch_size samples; packs change speed and memory, never the mathematics.
+    tokens: a step is `per_step` packs over all ranks, full and of equal cost.
+    """
 
     max_tokens: int
     max_tiles: int
+    unit: Literal["samples", "tokens"] = "samples"
+    per_step: int = 0  # packs of a step over all ranks; a multiple of their number. tokens alone
+    window: int = 1024  # packs that are formed together, from the samples drawn next. tokens alone
 
 
 @dataclass
@@ -178,10 +191,21 @@ class LogConfig:
 
 @dataclass
 class PreviewConfig:
-    format: Literal["text", "jsonl"] = "text"
+    format: Literal["text", "jsonl", "html"] = "text"
     count: int = 4  # samples per stage; 0 = all
     out: str = ""  # "" = the terminal
     stage: str = ""  # "" = every stage
+
+
+@dataclass
+class PlanConfig:
+    """`python -m llava_train plan`: what the stages will cost, without a GPU."""
+
+    stage: str = ""  # "" = every stage
+    world_size: int = 8  # ranks
+    simulate: int = 0  # samples drawn from the published mixture's shares in place of the stage's own; 0 = its own
+    gpu: str = "h100"  # whose memory and peak bf16 FLOPs are assumed
+    mfu: float = 0.4  # share of that peak that the step reaches
 
 
 @dataclass
@@ -193,6 +217,7 @@ class Config:
     evaluation: EvaluationConfig
     log: LogConfig
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 @dataclass
