@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlavaOnevisionConfig
@@ -129,3 +130,30 @@ def test_feature_crop_keeps_what_is_not_padding():
     small = Geometry(32, 8, "anyres", ((2, 2),), 1)
     scaled = small.feature_crop(small.image(64, 64))
     assert (scaled.rows, scaled.columns, scaled.size) == (slice(0, 8), slice(0, 8), (4, 4))
+
+
+def test_arrays_equal_single_images_on_the_golden_sizes():
+    table = golden("geometry.json")
+    for mode in {case["mode"] for case in table["cases"]}:
+        cases = [case for case in table["cases"] if case["mode"] == mode]
+        heights, widths = (np.array([case[side] for case in cases]) for side in ("height", "width"))
+        tiles, tokens = geometry_of(table["modes"][mode]).image_arrays(heights, widths)
+        assert tiles.tolist() == [case["tiles"] for case in cases]
+        assert tokens.tolist() == [case["tokens"] for case in cases]
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [Geometry(384, 14, "anyres", GRID_9, 9), Geometry(32, 8, "anyres", GRID_9, 2), Geometry(32, 8, "square", (), 1)],
+)
+def test_arrays_equal_single_images_on_random_and_extreme_sizes(geometry: Geometry):
+    """Small, large, long and repeated sizes, and sides in whole ratios to a tile's tokens, where rounding could differ."""
+    rng = np.random.default_rng(0)
+    factors = rng.integers(1, 500, 1000)
+    heights = np.concatenate([rng.integers(1, 3000, 3000), np.exp(rng.uniform(0, 11, 1000)), geometry.side * factors])
+    widths = np.concatenate([rng.integers(1, 3000, 3000), np.exp(rng.uniform(0, 11, 1000)), factors])
+    heights, widths = (np.concatenate([sides, sides[:50]]).astype(np.int32) for sides in (heights, widths))
+    tiles, tokens = geometry.image_arrays(heights, widths)
+    assert tiles.dtype == tokens.dtype == np.int32
+    expected = [geometry.image(height, width) for height, width in zip(heights.tolist(), widths.tolist(), strict=True)]
+    assert list(zip(tiles.tolist(), tokens.tolist(), strict=True)) == [(e.num_tiles, e.num_tokens) for e in expected]

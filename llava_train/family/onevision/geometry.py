@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from llava_train.batch.packed import VisualLayout
 from llava_train.config.schema import ImageConfig
 
@@ -72,6 +74,17 @@ class Geometry:
         tokens += crop.size[0] * (crop.size[1] + 1)
         return VisualLayout("anyres", height, width, grid, grid[0] * grid[1] + 1, tokens)
 
+    def image_arrays(self, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tiles and tokens of `image` for many sizes at once. Sizes: integers [N]; returns two int32 [N]."""
+        if self.mode == "square":
+            return np.ones(len(heights), np.int32), np.full(len(heights), self.side**2, np.int32)
+        keys, inverse = np.unique(heights.astype(np.int64) << 32 | widths.astype(np.int64), return_inverse=True)
+        height, width = keys >> 32, keys & 0xFFFFFFFF
+        grid = self._best_canvases(height, width)
+        rows, columns = _kept_features(self.side, self.max_tiles, height, width, grid)
+        tiles, tokens = grid[0] * grid[1] + 1, self.side**2 + rows * (columns + 1)
+        return tiles[inverse].astype(np.int32), tokens[inverse].astype(np.int32)
+
     def padded(self, height: int, width: int) -> VisualLayout:
         """One of several images in a sample: padded to a square, one tile, one newline."""
         return VisualLayout("padded", height, width, (1, 1), 1, self.side**2 + 1)
@@ -91,6 +104,20 @@ class Geometry:
             if shown > most_shown or (shown == most_shown and waste < least_waste):
                 best, most_shown, least_waste = (rows, columns), shown, waste
         return best
+
+    def _best_canvases(self, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `best_canvas`, int64 [N] each."""
+        best_rows, best_columns, most_shown, least_waste = (np.full(len(height), fill) for fill in (0, 0, -1, 0))
+        for rows, columns in self.grid:
+            canvas_height, canvas_width = rows * self.tile_size, columns * self.tile_size
+            scale = np.minimum(canvas_width / width, canvas_height / height)
+            shown = (width * scale).astype(np.int64) * (height * scale).astype(np.int64)
+            shown = np.minimum(shown, width * height)
+            waste = canvas_height * canvas_width - shown
+            better = (shown > most_shown) | ((shown == most_shown) & (waste < least_waste))
+            best_rows[better], best_columns[better] = rows, columns
+            most_shown, least_waste = np.where(better, shown, most_shown), np.where(better, waste, least_waste)
+        return best_rows, best_columns
 
     def resized(self, layout: VisualLayout) -> tuple[int, int]:
         """(height, width) of an anyres image inside its canvas: the tighter side exact, the other rounded up."""
@@ -120,6 +147,19 @@ def _feature_crop(side: int, max_tiles: int, height: int, width: int, grid: tupl
     if ratio > DOWNSCALE_ABOVE:
         size = (int(kept_rows // ratio), int(kept_columns // ratio))
     return FeatureCrop(slice(cut_rows, rows - cut_rows), slice(cut_columns, columns - cut_columns), size)
+
+
+def _kept_features(
+    side: int, max_tiles: int, height: np.ndarray, width: np.ndarray, grid: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """As the size of `_feature_crop`. The product is divided whole: its rounding to 7 places guards the same quotient."""
+    rows, columns = side * grid[0], side * grid[1]
+    wide = width / height > columns / rows
+    rows = np.where(wide, rows - (rows - height * columns // width) // 2 * 2, rows)
+    columns = np.where(wide, columns, columns - (columns - width * rows // height) // 2 * 2)
+    ratio = np.sqrt(rows * columns / (max_tiles * side**2))
+    scaled = np.where(ratio > DOWNSCALE_ABOVE, ratio, 1.0)
+    return (rows // scaled).astype(np.int64), (columns // scaled).astype(np.int64)
 
 
 def make_geometry(tile_size: int, patch_size: int, image: ImageConfig) -> Geometry:
