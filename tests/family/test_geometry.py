@@ -147,7 +147,7 @@ def test_arrays_equal_single_images_on_the_golden_sizes():
     [Geometry(384, 14, "anyres", GRID_9, 9), Geometry(32, 8, "anyres", GRID_9, 2), Geometry(32, 8, "square", (), 1)],
 )
 def test_arrays_equal_single_images_on_random_and_extreme_sizes(geometry: Geometry):
-    """Small, large, long and repeated sizes, and sides in whole ratios to a tile's tokens, where rounding could differ."""
+    """Small, large, long and repeated sizes, and sides in whole ratios, where rounding could differ."""
     rng = np.random.default_rng(0)
     factors = rng.integers(1, 500, 1000)
     heights = np.concatenate([rng.integers(1, 3000, 3000), np.exp(rng.uniform(0, 11, 1000)), geometry.side * factors])

@@ -152,7 +152,7 @@ def _feature_crop(side: int, max_tiles: int, height: int, width: int, grid: tupl
 def _kept_features(
     side: int, max_tiles: int, height: np.ndarray, width: np.ndarray, grid: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As the size of `_feature_crop`. The product is divided whole: its rounding to 7 places guards the same quotient."""
+    """As the size of `_feature_crop`. Its rounding to 7 places guards the quotient that whole numbers give exactly."""
     rows, columns = side * grid[0], side * grid[1]
     wide = width / height > columns / rows
     rows = np.where(wide, rows - (rows - height * columns // width) // 2 * 2, rows)
