@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.mixture import RECORD_SUFFIXES, UNRELEASED, SourceConfig, file_sources, stage_sources
-from llava_train.config.plain import read_plain, split_of
+from llava_train.config.kinds import RECORD_SUFFIXES, split_of
+from llava_train.config.mixture import UNRELEASED, SourceConfig, file_sources, stage_sources
+from llava_train.config.plain import read_plain
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import Config, StageConfig
 

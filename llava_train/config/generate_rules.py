@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava_train.config.bounds import Bound, bounded
 from llava_train.config.errors import Fault
-from llava_train.config.mixture import JSON_SUFFIXES
+from llava_train.config.kinds import JSON_SUFFIXES
 from llava_train.config.schema import EvaluateConfig, GenerateConfig
 from llava_train.config.typed import shown
 

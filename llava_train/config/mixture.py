@@ -15,13 +15,12 @@ from yaml import YAMLError
 
 from llava_train.config.assets import shipped_mixtures
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.plain import TABLE_SUFFIXES, split_of
+from llava_train.config.kinds import RECORD_SUFFIXES, split_of
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.config.typed import build, nearest
 
-JSON_SUFFIXES, MIXTURE_SUFFIXES = (".json", ".jsonl"), (".yaml", ".yml")
-RECORD_SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES)
+MIXTURE_SUFFIXES = (".yaml", ".yml")
 READABLE = f"records in {' '.join(RECORD_SUFFIXES)}, a folder of pictures, a mixture in .yaml"
 UNRELEASED = "unreleased"
 

@@ -13,7 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-TABLE_SUFFIXES = (".csv", ".tsv")
+from llava_train.config.kinds import TABLE_SUFFIXES, split_of
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DELIMITERS = ",;\t"
 COLUMNS = {  # names of a column, however they are cased; the first one counts where there are several
@@ -37,19 +38,12 @@ COLUMNS = {  # names of a column, however they are cased; the first one counts w
     "id": ("id", "question_id", "sample_id"),
 }
 DESCRIBE, NAME_IT = "Describe the {}.", "What is shown?"  # asked where a table or a folder has no questions
-_PART = re.compile(r"(.+\.(?:csv|tsv))@(.+)", re.IGNORECASE)
 _TAG = re.compile("<image>|<video>")
 Record = dict[str, Any]
 
 
 class BadRecord(ValueError):
     """A record of the wrong form; the message says how."""
-
-
-def split_of(file: str | Path) -> tuple[Path, str]:
-    """The file, and the split that is named behind it: `q.csv@test` -> q.csv, test. Empty where none is."""
-    found = _PART.fullmatch(str(file))
-    return (Path(found[1]), found[2]) if found else (Path(file), "")
 
 
 def read_plain(file: str | Path) -> list[Record | BadRecord] | None:

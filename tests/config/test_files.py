@@ -176,4 +176,4 @@ def test_a_hub_name_is_an_organisation_and_a_name_not_on_disk(tmp_path, monkeypa
 
 def test_counting_refuses_other_files(tmp_path):
     with pytest.raises(ValueError, match=r"\.json \.jsonl"):
-        count_records(tmp_path / "a.parquet")
+        count_records(tmp_path / "a.txt")

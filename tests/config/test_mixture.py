@@ -127,7 +127,7 @@ def test_the_original_form_is_read(tmp_path):
         ("datasets: [{json_path: a.json}, {json_path: a.json}]", "mix.yaml: a", "repeat: N"),
         ("sources: {a: {file: a.json, sampling: 'firts:3'}}", "mix.yaml: a.sampling", "allowed: all, first:N"),
         ("sources: {a: {file: a.json, repeat: 0}}", "mix.yaml: a.repeat", "1 or more"),
-        ("sources: {a: {file: a.parquet}}", "mix.yaml: a.file", ".json .jsonl"),
+        ("sources: {a: {file: a.txt}}", "mix.yaml: a.file", ".json .jsonl"),
         ("sources: {a: {flie: a.json}}", "mix.yaml: sources.a.flie", "did you mean sources.a.file?"),
         ("sources: {a: {file: 3}}", "mix.yaml: sources.a.file", "a text"),
         ("sources: {}", "mix.yaml: sources", "at least one"),

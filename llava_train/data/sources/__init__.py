@@ -1,0 +1,67 @@
+"""Data sets on disk as records, one module per format; `Sample`s are made of them in `llava_train.data.formats`.
+
+Enters: a file or folder, with the split behind it (`FOLDER@train`). Leaves: its records in order, as bytes of JSON.
+A new format is a module with a `Reader`, a line in `READERS` and its kind in `llava_train.config.kinds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from llava_train.config.errors import DataError
+from llava_train.config.kinds import Kind, kind_of, split_of
+from llava_train.data.sources.json_lines import JsonLines
+from llava_train.data.sources.json_list import JsonList
+from llava_train.data.sources.plain import Plain
+from llava_train.data.sources.raw import Raw, Reader, record_of
+
+__all__ = ["Raw", "Source", "open_source", "record_of"]
+
+T = TypeVar("T")
+
+READERS: dict[Kind, Callable[[Path, str], Reader]] = {
+    "json": JsonList,
+    "jsonl": JsonLines,
+    "table": Plain,
+    "pictures": Plain,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set on disk. `name` stands in its errors. Picklable; read again by each `iter`."""
+
+    name: str
+    path: Path
+    split: str
+
+    def files(self) -> list[Path]:
+        """What its records depend on, for a fingerprint. Raises DataError."""
+        return self._told(lambda: self._reader().files())
+
+    def count(self) -> int:
+        """Number of records, bad ones among them; parses them only where nothing else tells. Raises DataError."""
+        return self._told(lambda: self._reader().count())
+
+    def __iter__(self) -> Iterator[Raw]:
+        """Records in order. Raises DataError, maybe after some records, where the rest cannot be read."""
+        records = iter(self._told(self._reader))
+        while (raw := self._told(lambda: next(records, None))) is not None:
+            yield raw
+
+    def _reader(self) -> Reader:
+        return READERS[kind_of(self.path)](self.path, self.split)
+
+    def _told(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except (OSError, ValueError) as error:
+            raise DataError(self.name, "-", "unreadable file", f"{self.path}: {error}") from error
+
+
+def open_source(file: str | Path, name: str) -> Source:
+    """The data set of that file or folder; nothing is read yet."""
+    return Source(name, *split_of(file))

@@ -1,0 +1,31 @@
+"""JSONL: one record a line, in place; blank lines are passed over, a bad one is one bad record."""
+
+from __future__ import annotations
+
+from codecs import BOM_UTF8
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_train.data.sources.raw import Raw
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    path: Path
+    split: str
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def count(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Raw]:
+        with self.path.open("rb") as lines:
+            start = len(BOM_UTF8) if lines.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+            lines.seek(start)
+            for line in lines:
+                if content := line.strip():
+                    yield Raw(content, start + line.index(content))
+                start += len(line)

@@ -1,0 +1,32 @@
+"""Tables and folders of pictures, as `llava_train.config.plain` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_train.config.plain import BadRecord, read_folder, read_table
+from llava_train.data.sources.raw import Raw, made
+
+
+@dataclass(frozen=True)
+class Plain:
+    path: Path
+    split: str
+
+    def files(self) -> list[Path]:
+        """Of a folder all that is in it: its names are answers."""
+        if not self.path.is_dir():
+            return [self.path]
+        return sorted(path for path in self.path.rglob("*") if path.is_file())
+
+    def count(self) -> int:
+        return len(self._records())
+
+    def __iter__(self) -> Iterator[Raw]:
+        for record in self._records():
+            yield Raw(b"", bad=str(record)) if isinstance(record, BadRecord) else made(record)
+
+    def _records(self) -> list:
+        return read_folder(self.path) if self.path.is_dir() else read_table(self.path, self.split)

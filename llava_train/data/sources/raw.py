@@ -1,0 +1,61 @@
+"""What readers of all formats give: one record as bytes of JSON, and how it becomes a record again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llava_train.config.plain import BadRecord
+from llava_train.data.sample import PackedFile
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One record. Its `image` and `video` may hold, beside paths, media within files, if it was made by a reader:
+    {"path": FILE, "offset": N, "size": N, "name": TEXT}, or {"blob": N, "name": TEXT} for one of `blobs`."""
+
+    content: bytes
+    offset: int = -1  # where `content` stands in the source's file; -1 where a reader made it
+    blobs: tuple[bytes, ...] = ()
+    bad: str = ""  # why there is no record here; `content` is empty then
+
+
+class Reader(Protocol):
+    """One format. Made of a path and the name of a split; all of its methods raise OSError or ValueError."""
+
+    def __iter__(self) -> Iterator[Raw]:
+        """In order, streaming: memory does not grow with the file."""
+
+    def files(self) -> list[Path]: ...
+
+    def count(self) -> int: ...
+
+
+def made(record: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> Raw:
+    """A record that stands in no file as it is."""
+    return Raw(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass"), blobs=blobs)
+
+
+def record_of(raw: Raw) -> Any:
+    """The record, or a BadRecord. Media within files are `PackedFile`s, of readers' own records alone."""
+    if raw.bad:
+        return BadRecord(raw.bad)
+    try:
+        record = json.loads(raw.content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return BadRecord(f"no JSON: {error}")
+    if raw.offset < 0 and isinstance(record, dict):
+        for kind in ("image", "video"):
+            if isinstance(values := record.get(kind), list):
+                record[kind] = [_packed(value, raw.blobs) if isinstance(value, dict) else value for value in values]
+    return record
+
+
+def _packed(value: dict[str, Any], blobs: tuple[bytes, ...]) -> PackedFile:
+    if "blob" in value:
+        content = blobs[value["blob"]]
+        return PackedFile(Path(value["name"]), 0, len(content), value["name"], content)
+    return PackedFile(Path(value["path"]), value["offset"], value["size"], value["name"])
