@@ -22,7 +22,7 @@ from llava_train.config.schema import Config, ModelConfig
 from llava_train.data.build import make_encoder
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
-from llava_train.data.preview import Shown, Summary, as_record, as_text, preview_stage
+from llava_train.data.preview import Preview, Shown, Summary, as_record, as_text
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.settings import OneVisionSettings, read_model
 
@@ -78,7 +78,7 @@ def _shown(
         media = make_media_reader(config.data, stage.video, geometry)
         encoder = make_encoder(tokenizer, stage, name)
         count = config.preview.count
-        yield from preview_stage(name, stage, of_stage, encoder, media, config.run.seed, count, summary)
+        yield from Preview(name, stage, of_stage, encoder, media, config.run.seed, summary).first(count)
 
 
 def _printer(config: Config, output: TextIO, tokenizer: PreTrainedTokenizerBase):

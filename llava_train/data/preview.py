@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
@@ -33,12 +34,24 @@ SUPERVISED, MEDIUM = "bold green", "bold magenta"
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample: encoded, or with the error that refused it."""
+    """One sample: encoded, or with the error that refused it. `record`: as read. `tiles`: where pixels were decoded."""
 
     id: str
     source: str
     stage: str
     result: EncodedSample | DataError
+    record: Any
+    tiles: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens `start` to `stop` of a sample that are treated alike: those of one medium, or text learned or only read."""
+
+    start: int
+    stop: int
+    supervised: bool
+    layout: VisualLayout | None
 
 
 @dataclass
@@ -49,6 +62,12 @@ class Summary:
     refused: Counter[str] = field(default_factory=Counter)  # by reason
     unrendered: int = 0  # samples that no chat message renders as they are trained on
 
+    def add(self, source: str, result: EncodedSample | DataError, unrendered: bool) -> None:
+        self.shown[source] += 1
+        self.unrendered += unrendered
+        if isinstance(result, DataError):
+            self.refused[result.reason] += 1
+
     def __str__(self) -> str:
         parts = [f"{sum(self.shown.values())} samples: {_counted(self.shown)}"]
         parts.append(f"{sum(self.refused.values())} refused" + (f": {_counted(self.refused)}" if self.refused else ""))
@@ -56,40 +75,49 @@ class Summary:
         return "; ".join(parts)
 
 
-def preview_stage(
-    name: str,
-    stage: StageConfig,
-    sources: dict[str, SourceConfig],
-    encoder: Encoder,
-    media: MediaReader,
-    seed: int,
-    count: int,
-    summary: Summary,
-) -> Iterator[Shown]:
-    """The first `count` samples of the stage in the order of its sources, all if 0. Counts them into `summary`."""
-    given = 0
-    for source_name, source in sources.items():
-        for position, record in sampled_records(source_name, source, seed):
-            if count and given == count:
-                return
-            given += 1
-            result: EncodedSample | DataError
-            summary.shown[source_name] += 1
-            try:
-                sample = to_sample(record, source_name, position, Path(source.media_root))
-                result = _encode(sample, encoder, media)
-                summary.unrendered += stage.template != "plain" and not _is_rendered(sample, stage, encoder.template)
-            except DataError as error:
-                result = error
-                summary.refused[error.reason] += 1
-            yield Shown(record_id(record, position), source_name, name, result)
+class Preview:
+    """The samples of one stage, as training reads them. Counts those with pixels into `summary`."""
 
+    def __init__(
+        self,
+        name: str,
+        stage: StageConfig,
+        sources: dict[str, SourceConfig],
+        encoder: Encoder,
+        media: MediaReader,
+        seed: int,
+        summary: Summary,
+    ):
+        self.name, self.stage, self.sources, self.seed = name, stage, sources, seed
+        self._encoder, self._media, self._summary = encoder, media, summary
 
-def _encode(sample: Sample, encoder: Encoder, media: MediaReader) -> EncodedSample:
-    layouts = media.layouts(sample)
-    encoded = encoder.encode(sample, layouts)
-    media.tiles(sample, layouts)
-    return encoded
+    def first(self, count: int) -> Iterator[Shown]:
+        """The first `count` samples of the stage in the order of its sources, all if 0."""
+        return islice((shown for name in self.sources for shown in self.of_source(name, None)), count or None)
+
+    def of_source(self, name: str, decoded: int | None) -> Iterator[Shown]:
+        """What the mixture takes of one source; pixels of the first `decoded` alone, of all if None."""
+        source = self.sources[name]
+        for number, (position, record) in enumerate(sampled_records(name, source, self.seed)):
+            yield self._shown(name, Path(source.media_root), position, record, decoded is None or number < decoded)
+
+    def _shown(self, source: str, media_root: Path, position: int, record: Any, decode: bool) -> Shown:
+        tiles, unrendered = None, False
+        result: EncodedSample | DataError
+        try:
+            sample = to_sample(record, source, position, media_root)
+            layouts = self._media.layouts(sample)
+            result = self._encoder.encode(sample, layouts)
+            if decode:
+                tiles = self._media.tiles(sample, layouts)
+                unrendered = self.stage.template != "plain" and not _is_rendered(
+                    sample, self.stage, self._encoder.template
+                )
+        except DataError as error:
+            result = error
+        if decode:
+            self._summary.add(source, result, unrendered)
+        return Shown(record_id(record, position), source, self.name, result, record, tiles)
 
 
 def _is_rendered(sample: Sample, stage: StageConfig, template: Template) -> bool:
@@ -128,34 +156,33 @@ def as_text(shown: Shown, tokenizer: PreTrainedTokenizerBase, in_colour: bool) -
     encoded = shown.result
     counts = f"{len(encoded.input_ids)} tokens, {encoded.num_supervised} supervised, {encoded.num_tiles} tiles"
     text.append(f"{head}  {counts}\n", style="bold")
-    starts = _medium_starts(encoded)
-    inside = set(encoded.visual_positions.tolist())
-    spans = [(i, encoded.labels[i] != IGNORE_INDEX, i in inside) for i in range(len(encoded.input_ids))]
-    for (supervised, visual), run in groupby(spans, key=lambda span: span[1:]):
-        positions = [span[0] for span in run]
-        if visual:
-            for position in positions:
-                if position in starts:
-                    text.append(_medium(starts[position]), style=MEDIUM)
+    for run in runs(encoded):
+        if run.layout:
+            text.append(medium_words(run.layout), style=MEDIUM)
             continue
-        ids = encoded.input_ids[positions].tolist()
+        ids = encoded.input_ids[run.start : run.stop].tolist()
         words = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-        if supervised:
+        if run.supervised:
             text.append(words if in_colour else f"[[{words}]]", style=SUPERVISED)
         else:
             text.append(words)
     return text
 
 
-def _medium_starts(encoded: EncodedSample) -> dict[int, VisualLayout]:
-    starts, place = {}, 0
-    for layout in encoded.visuals:
-        starts[int(encoded.visual_positions[place])] = layout
+def runs(encoded: EncodedSample) -> Iterator[Run]:
+    """The sample in order. Worked case, a video of 2 tokens, `Hi` supervised: 0-2 the video, 2-3 supervised."""
+    kinds = (encoded.labels != IGNORE_INDEX).astype(np.int64)
+    place = 0
+    for i, layout in enumerate(encoded.visuals, start=2):
+        kinds[encoded.visual_positions[place : place + layout.num_tokens]] = i
         place += layout.num_tokens
-    return starts
+    edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+    for start, stop in pairwise(edges):
+        kind = int(kinds[start])
+        yield Run(start, stop, kind == 1, encoded.visuals[kind - 2] if kind > 1 else None)
 
 
-def _medium(layout: VisualLayout) -> str:
+def medium_words(layout: VisualLayout) -> str:
     rows, columns = layout.grid
     size = f"{layout.width}x{layout.height}"
     shape = {"video": f"{rows} frames, ", "anyres": f"{rows}x{columns} grid, {layout.num_tiles} tiles, "}
