@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -29,7 +30,8 @@ from llava_train.family.onevision.template import (
 )
 
 _TAGS: dict[MediumKind, str] = {"image": IMAGE_TAG, "video": VIDEO_TAG}
-TOO_LONG, NOTHING_SUPERVISED = "longer than max_length", "nothing supervised"
+_Span = MediumKind | tuple[list[int], list[int]] | None  # a medium, ids and labels of a text, or the end of an answer
+TOO_LONG, NOTHING_SUPERVISED, MISMATCH = "longer than max_length", "nothing supervised", "tag/media mismatch"
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,20 @@ class EncodedSample:
         return sum(layout.num_tiles for layout in self.visuals)
 
 
+class Measured(NamedTuple):
+    """Tokens of a sample without visual ones. cuts: both counts of it ended after each earlier answer at which it may
+    be cut, shortest first: all media before, something supervised left."""
+
+    text_tokens: int
+    supervised: int
+    cuts: list[tuple[int, int]]
+
+
 class Encoder:
-    """Tokenises by a template. `tokenizer` must know `<image>` and `<video>` (see `prepare_tokenizer`)."""
+    """Tokenises by a template. `tokenizer` must know `<image>` and `<video>` (see `prepare_tokenizer`).
+
+    too_long: `cut` ends a sample beyond `max_length` after the last answer that fits; else it is refused.
+    """
 
     def __init__(
         self,
@@ -65,6 +79,7 @@ class Encoder:
         video_token_id: int,
         template: Template,
         max_length: int,
+        too_long: Literal["error", "skip", "cut"] = "error",
     ):
         self._tokenizer = text_tokenizer(tokenizer)
         self._tag_tokenizer = text_tokenizer(tokenizer, reads_tags=True)
@@ -72,22 +87,50 @@ class Encoder:
         self.placeholders: dict[MediumKind, int] = {"image": image_token_id, "video": video_token_id}
         self.template = template
         self.max_length = max_length
+        self._cuts = too_long == "cut"
         self._constants = {text: self._encode(text) for text in template.constants}
         self._always = frozenset(i for text in template.always_supervised for i in self._encode(text))
 
     def encode(self, sample: Sample, layouts: Sequence[VisualLayout]) -> EncodedSample:
-        """Ids and labels of the whole sample. Raises DataError: bad for the template, too long, nothing supervised."""
-        encoded = self._join(sample, self._pieces(sample, self.template.pieces), layouts)
-        length = len(encoded.input_ids)
-        if length > self.max_length:
-            raise sample.error(TOO_LONG, f"{length} tokens, max_length {self.max_length}")
+        """Ids and labels of the sample. Raises DataError: bad for the template, nothing supervised, too long."""
+        encoded, ends = self._join(sample, self._pieces(sample, self.template.pieces), layouts)
         if not encoded.num_supervised:
             raise sample.error(NOTHING_SUPERVISED)
-        return encoded
+        length = len(encoded.input_ids)
+        if length <= self.max_length:
+            return encoded
+        end = max((end for end in ends if end <= self.max_length), default=0) if self._cuts else 0
+        cut = replace(encoded, input_ids=encoded.input_ids[:end], labels=encoded.labels[:end])
+        if not cut.num_supervised:
+            raise sample.error(TOO_LONG, f"{length} tokens, max_length {self.max_length}")
+        return cut
+
+    def measure(self, sample: Sample) -> Measured:
+        """What `encode` would count, whatever the layouts and `max_length`. Raises DataError as it does."""
+        media: list[MediumKind] = []
+        tokens = supervised = 0
+        cuts: list[tuple[int, int]] = []
+        for span in self._spans(self._pieces(sample, self.template.pieces)):
+            if span is None:
+                cuts.append((tokens, supervised))
+            elif isinstance(span, str):
+                media.append(span)
+                cuts.clear()
+            else:
+                ids, labels = span
+                supervised += len(labels) - labels.count(IGNORE_INDEX)
+                if not (tokens or media) and labels and labels[0] != IGNORE_INDEX:
+                    supervised -= 1  # the first of a sample has no predecessor
+                tokens += len(ids)
+        if media != [medium.kind for medium in sample.media()]:
+            raise sample.error(MISMATCH, f"the template makes {len(media)} tags of them")
+        if not supervised:
+            raise sample.error(NOTHING_SUPERVISED)
+        return Measured(tokens, supervised, [cut for cut in cuts if cut[1] and cut[0] < tokens])
 
     def encode_prompt(self, sample: Sample, layouts: Sequence[VisualLayout]) -> EncodedSample:
         """The sample without its last answer, up to and including the header of the answer. Raises DataError."""
-        return self._join(sample, self._pieces(sample, self.template.prompt_pieces), layouts)
+        return self._join(sample, self._pieces(sample, self.template.prompt_pieces), layouts)[0]
 
     def _pieces(self, sample: Sample, cut) -> list[Piece]:
         try:
@@ -95,26 +138,35 @@ class Encoder:
         except TemplateError as error:
             raise sample.error(error.reason, error.detail) from error
 
-    def _join(self, sample: Sample, pieces: list[Piece], layouts: Sequence[VisualLayout]) -> EncodedSample:
-        """Worked case, a video of 2 tokens (id 9), then `Hi` supervised: ids [9 9 13048], labels [-100 -100 13048]."""
+    def _join(
+        self, sample: Sample, pieces: list[Piece], layouts: Sequence[VisualLayout]
+    ) -> tuple[EncodedSample, list[int]]:
+        """The sample, and its lengths at the ends of answers behind all media.
+
+        Worked case, a video of 2 tokens (id 9), then `Hi` supervised: ids [9 9 13048], labels [-100 -100 13048].
+        """
         ids: list[int] = []
         labels: list[int] = []
         positions: list[range] = []
+        ends: list[int] = []
         remaining = iter(layouts)
         for span in self._spans(pieces):
-            if isinstance(span, str):
-                if (layout := next(remaining, None)) is None:
-                    raise sample.error("tag/media mismatch", f"more tags than the {len(layouts)} media")
-                assert (layout.kind == "video") == (span == "video"), (sample.name, layout)
+            if span is None:
+                ends.append(len(ids))
+            elif isinstance(span, str):
+                layout = next(remaining, None)
+                if layout is None or (layout.kind == "video") != (span == "video"):
+                    raise sample.error(MISMATCH, f"not the tags of the {len(layouts)} media")
                 positions.append(range(len(ids), len(ids) + layout.num_tokens))
                 ids += [self.placeholders[span]] * layout.num_tokens
                 labels += [IGNORE_INDEX] * layout.num_tokens
+                ends.clear()
             else:
                 ids += span[0]
                 labels += span[1]
         if next(remaining, None) is not None:
-            raise sample.error("tag/media mismatch", f"fewer tags than the {len(layouts)} media")
-        return EncodedSample(
+            raise sample.error(MISMATCH, f"fewer tags than the {len(layouts)} media")
+        encoded = EncodedSample(
             sample.id,
             sample.source,
             sample.record,
@@ -123,21 +175,24 @@ class Encoder:
             np.concatenate(positions).astype(np.int32) if positions else np.zeros(0, dtype=np.int32),
             tuple(layouts),
         )
+        return encoded, ends
 
-    def _spans(self, pieces: list[Piece]) -> Iterator[MediumKind | tuple[list[int], list[int]]]:
-        """The media of the pieces, and ids and labels of the texts between them."""
+    def _spans(self, pieces: list[Piece]) -> Iterator[_Span]:
+        """The media of the pieces, ids and labels of the texts between them, and the ends of answers."""
         if self.template.joined:
             yield from self._joined_spans(pieces)
             return
         for piece in pieces:
             if piece.medium:
                 yield piece.medium
-                continue
-            new = self._constants.get(piece.text) or self._encode(piece.text)
-            yield new, (new if piece.supervised else self._unsupervised(new))
+            else:
+                new = self._constants.get(piece.text) or self._encode(piece.text)
+                yield new, (new if piece.supervised else self._unsupervised(new))
+            if piece.ends_answer:
+                yield None
 
-    def _joined_spans(self, pieces: list[Piece]) -> Iterator[MediumKind | tuple[list[int], list[int]]]:
-        """The pieces as one text, media as tags. A token is supervised where the piece of its first character is.
+    def _joined_spans(self, pieces: list[Piece]) -> Iterator[_Span]:
+        """The pieces as one text, media as tags. A token belongs to the piece of its first character.
 
         Special tokens come before and after as a processor adds them: not to a text that begins with the first one.
         """
@@ -146,9 +201,16 @@ class Encoder:
         tokenizer = self._tag_tokenizer if media else self._tokenizer  # without media a tag is ordinary text
         encoding = tokenizer.encode(text, add_special_tokens=not (self._bos and text.startswith(self._bos)))
         ends = list(accumulate(map(len, texts)))
+        answer_ends = iter([end for end, piece in zip(ends, pieces, strict=True) if piece.ends_answer])
+        answer_end = next(answer_ends, len(text))
         kinds = {i: kind for kind, i in self.placeholders.items()} if media else {}
         ids, labels = list[int](), list[int]()
         for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            if start >= answer_end:
+                yield ids, labels
+                yield None
+                ids, labels = [], []
+                answer_end = next(answer_ends, len(text))
             if i in kinds:
                 yield ids, labels
                 yield kinds[i]

@@ -148,7 +148,7 @@ class CheckpointTemplate:
         """An answer with its tail: what is learned of it, and the rest."""
         if text.endswith(self._tail):
             end = len(text) - len(self._tail) + self._learned_tail
-            return [Piece(text[:end], True), Piece(text[end:], False)]
+            return [Piece(text[:end], True, ends_answer=end == len(text)), Piece(text[end:], False, ends_answer=True)]
         if text.strip():
             raise TemplateError("template changes with the turn", f"no {self._tail!r} ends {text[-40:]!r}")
         return [Piece(text, False)]
@@ -270,7 +270,11 @@ def _with_media(pieces: list[Piece], turns: Sequence[TurnText], tags: dict[str, 
     """The pieces with their tags as places of media. Raises TemplateError where these changed their order."""
     if not tags:
         return [piece for piece in pieces if piece.text]
-    placed = [part for piece in pieces for part in split_at_tags(piece.text, piece.supervised, _MEDIA)]
+    placed: list[Piece] = []
+    for piece in pieces:
+        placed += split_at_tags(piece.text, piece.supervised, _MEDIA)
+        if piece.ends_answer and piece.text:
+            placed[-1] = placed[-1]._replace(ends_answer=True)
     written = [part.medium for _, text in turns for part in split_at_tags(text, False, tags) if part.medium]
     rendered = [part.medium for part in placed if part.medium]
     if written != rendered:

@@ -39,11 +39,15 @@ class TemplateError(ValueError):
 
 
 class Piece(NamedTuple):
-    """Text that is tokenised by itself, unless its template is `joined`; or the place of one medium, without text."""
+    """Text that is tokenised by itself, unless its template is `joined`; or the place of one medium, without text.
+
+    ends_answer: after it the conversation may end, and what stands before is tokenised the same.
+    """
 
     text: str
     supervised: bool
     medium: MediumKind | None = None
+    ends_answer: bool = False
 
 
 class Template(Protocol):
@@ -161,7 +165,7 @@ class QwenTemplate:
                 text = normalise_tags(text, self._tag_policy)
             pieces.append(Piece(_header(role), learned and self._whole_answers))
             pieces += split_at_tags(text, learned, tags)
-            pieces += [Piece("<|im_end|>", learned), Piece("\n", learned and self._whole_answers)]
+            pieces += [Piece("<|im_end|>", learned), Piece("\n", learned and self._whole_answers, ends_answer=learned)]
         return pieces
 
     def prompt_pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
@@ -220,7 +224,7 @@ class VicunaTemplate:
         for i, (before, piece) in enumerate(pairwise(pieces), start=1):
             if before.medium and piece.text and not piece.text.startswith(" "):
                 pieces[i] = Piece(f" {piece.text}", learned)
-        return [*pieces, Piece("</s>" if learned else " ", learned)]
+        return [*pieces, Piece("</s>" if learned else " ", learned, ends_answer=learned)]
 
 
 class PlainTemplate:
