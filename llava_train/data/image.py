@@ -1,66 +1,89 @@
 """Images: sizes from headers, and RGB pixels in tiles bit-equal to transformers' PIL image processor.
 
-Enters: a file and its `VisualLayout`. Leaves: uint8 [tiles, 3, S, S], overview first.
+Enters: a file and its `VisualLayout`. Leaves: uint8 [tiles, 3, S, S], overview first. What becomes of unusual files
+is told in docs/data.md.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from llava_train.batch.packed import VisualLayout
+from llava_train.data.sample import MediaFile
+from llava_train.data.slices import open_medium
 from llava_train.family.onevision.geometry import Geometry
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # by content; none that starts another program
 PADDING = 127  # int(0.5 * 255): the image mean, by which transformers' pad_to_square fills
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow's readers raise
 
 
 class UnreadableImage(ValueError):
     """A file that is no whole image, or one beyond the pixel limit."""
 
 
-def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
+def image_size(file: MediaFile) -> tuple[int, int]:
     """(height, width) as stored, from the header alone: an EXIF rotation is ignored, as in training of the original.
 
     Raises FileNotFoundError, UnreadableImage.
     """
-    with _open(path, max_pixels) as image:
+    with _opened(file) as image:
         return image.height, image.width
 
 
-def open_image(path: Path, max_pixels: int) -> Image.Image:
-    """The decoded image in RGB. Raises FileNotFoundError, UnreadableImage (a truncated file too)."""
-    with _open(path, max_pixels) as image:
-        try:
-            return image.convert("RGB")
-        except UNREADABLE as error:
-            raise UnreadableImage(f"{path}: {error}") from error
+def open_image(file: MediaFile, max_pixels: int) -> Image.Image:
+    """The decoded image in RGB, the first where a file holds several. Raises FileNotFoundError, UnreadableImage."""
+    with _opened(file) as image:
+        if image.width * image.height > max_pixels:
+            raise UnreadableImage(f"{file}: {too_many_pixels(image.height, image.width, max_pixels)}")
+        return _to_rgb(image)
 
 
-def _open(path: Path, max_pixels: int) -> Image.Image:
+def too_many_pixels(height: int, width: int, max_pixels: int) -> str:
+    return f"{width} x {height} pixels, data.max_pixels is {max_pixels}: scale it down, or raise the limit"
+
+
+@contextmanager
+def _opened(file: MediaFile) -> Iterator[Image.Image]:
+    Image.MAX_IMAGE_PIXELS = None  # the limit is data.max_pixels, of which the header is asked
     try:
-        image = Image.open(path)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"{path}: no such file") from error
-    except UNREADABLE as error:
-        raise UnreadableImage(f"{path}: {error}") from error
-    if image.width * image.height > max_pixels:
-        image.close()
-        raise UnreadableImage(f"{path}: {image.width} x {image.height} pixels, data.max_pixels is {max_pixels}")
-    return image
+        with open_medium(file) as content, Image.open(content, formats=FORMATS) as image:
+            if not image.width * image.height:
+                raise UnreadableImage(f"{file}: {image.width} x {image.height} pixels")
+            yield image
+    except (FileNotFoundError, UnreadableImage):
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"{file}: is no {', '.join(FORMATS)} by its content") from error
+    except Exception as error:  # whatever a decoder raises: this image cannot be read
+        raise UnreadableImage(f"{file}: {type(error).__name__}: {error}") from error
 
 
-def to_tiles(image: Image.Image, layout: VisualLayout, geometry: Geometry) -> np.ndarray:
-    """uint8 [layout.num_tiles, 3, S, S] of an RGB image of the layout's size."""
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """As Pillow converts, but for grey of 16 bits, which that would clip to white: the high byte, as of colour."""
+    if image.mode == "RGB":
+        image.load()
+        return image  # convert would copy it
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no stated range: save it in 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def to_tiles(image: Image.Image, layout: VisualLayout, geometry: Geometry, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [layout.num_tiles, 3, S, S] of an RGB image of the layout's size; written to `out` where that is given."""
     assert (image.height, image.width) == (layout.height, layout.width), (image.size, layout)
-    if layout.kind == "padded":
-        image = _pad_to_square(image)
-    tiles = [to_square(image, geometry.tile_size)]
+    size = geometry.tile_size
+    tiles = np.empty((layout.num_tiles, 3, size, size), dtype=np.uint8) if out is None else out
+    square = _pad_to_square(image) if layout.kind == "padded" else image
+    tiles[0] = to_square(square, size)
     if layout.kind == "anyres":
-        tiles += _grid_tiles(image, layout, geometry)
-    return np.stack(tiles)
+        _cut(image, layout, geometry, tiles[1:])
+    return tiles
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:
@@ -68,19 +91,15 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
     return _channels_first(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _grid_tiles(image: Image.Image, layout: VisualLayout, geometry: Geometry) -> list[np.ndarray]:
+def _cut(image: Image.Image, layout: VisualLayout, geometry: Geometry, out: np.ndarray) -> None:
     """The image fitted into its canvas, centred on black, cut row by row."""
     size, (rows, columns) = geometry.tile_size, layout.grid
     height, width = geometry.resized(layout)
-    canvas = Image.new("RGB", (columns * size, rows * size))
     fitted = image.resize((width, height), Image.Resampling.BICUBIC)
-    canvas.paste(fitted, ((canvas.width - width) // 2, (canvas.height - height) // 2))
-    pixels = _channels_first(canvas)
-    return [
-        pixels[:, row * size : (row + 1) * size, column * size : (column + 1) * size]
-        for row in range(rows)
-        for column in range(columns)
-    ]
+    top, left = (rows * size - height) // 2, (columns * size - width) // 2
+    canvas = np.zeros((3, rows * size, columns * size), dtype=np.uint8)
+    canvas[:, top : top + height, left : left + width] = _channels_first(fitted)
+    out[:] = canvas.reshape(3, rows, size, columns, size).transpose(1, 3, 0, 2, 4).reshape(out.shape)
 
 
 def _pad_to_square(image: Image.Image) -> Image.Image:

@@ -57,6 +57,7 @@ class Sample:
     images: Sequence[MediaFile] = ()
     videos: Sequence[MediaFile] = ()
     record: str = ""  # where it stands in its source, for messages
+    sizes: Sequence[tuple[int, int]] = ()  # (height, width) of each image as the record states them, or none
 
     @property
     def name(self) -> str:

@@ -1,10 +1,11 @@
 """Videos: a file, or a folder of frames. Files are opened in a process of their own, which is ended after a time limit.
 
-Enters: a path and the sampling rule. Leaves: sizes, or uint8 [frames, 3, S, S], each frame squashed (PIL bicubic).
+Enters: a file and the sampling rule. Leaves: sizes, or uint8 [frames, 3, S, S], each frame squashed (PIL bicubic).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from llava_train.config.schema import VideoConfig
 from llava_train.data import video_worker
 from llava_train.data.image import image_size, open_image, to_square
 from llava_train.data.processes import shielded
+from llava_train.data.sample import MediaFile, PackedFile
 
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 START_TIMEOUT = 120.0  # seconds for a Python process to start on a loaded machine
@@ -37,18 +39,30 @@ class VideoReader:
         self._video, self._timeout, self._max_pixels = video, timeout, max_pixels
         self._worker: _Worker | None = None
 
-    def size(self, path: Path) -> tuple[int, int, int]:
-        """(frames that will be taken, height, width). Raises FileNotFoundError, UnreadableVideo, UnreadableImage."""
-        if path.is_dir():
-            frames = self._folder_frames(path)
-            return len(frames), *image_size(frames[0], self._max_pixels)
-        return self._ask(path, 0)
+    def size(self, file: MediaFile) -> tuple[int, float, int, int]:
+        """(frames, rate, height, width) of the file, whatever is taken of it; a folder's rate is nan: taken as it is.
 
-    def frames(self, path: Path, size: int) -> np.ndarray:
+        Raises FileNotFoundError, UnreadableVideo, UnreadableImage.
+        """
+        if isinstance(file, Path) and file.is_dir():
+            frames = _folder_frames(file)
+            return len(frames), math.nan, *image_size(frames[0])
+        return self._ask(file, 0)
+
+    def num_taken(self, frames: int, fps: float) -> int:
+        """How many frames `frames` gives of a file of so many, at that rate."""
+        return len(self._taken(frames, fps))
+
+    def frames(self, file: MediaFile, size: int) -> np.ndarray:
         """uint8 [frames, 3, size, size]. Raises as `size` does."""
-        if path.is_dir():
-            return np.stack([to_square(open_image(f, self._max_pixels), size) for f in self._folder_frames(path)])
-        return self._ask(path, size)
+        if not isinstance(file, Path) or not file.is_dir():
+            return self._ask(file, size)
+        frames = _folder_frames(file)
+        taken = self._taken(len(frames), math.nan)
+        return np.stack([to_square(open_image(frames[i], self._max_pixels), size) for i in taken])
+
+    def _taken(self, frames: int, fps: float) -> list[int]:
+        return video_worker.sample_indices(frames, fps, self._video.fps, self._video.max_frames)
 
     def close(self) -> None:
         """Ends the process, if this one started it."""
@@ -56,26 +70,20 @@ class VideoReader:
         if worker and worker.owner == os.getpid():
             worker.end()
 
-    def _folder_frames(self, folder: Path) -> list[Path]:
-        """All frames, numbers in names by value, at most max_frames, evenly: the folder's maker chose the rate."""
-        frames = sorted((f for f in folder.iterdir() if f.suffix.lower() in FRAME_SUFFIXES), key=_natural)
-        if not frames:
-            raise UnreadableVideo(f"{folder}: no frames in the folder")
-        fps = self._video.fps
-        return [frames[i] for i in video_worker.sample_indices(len(frames), fps, fps, self._video.max_frames)]
-
-    def _ask(self, path: Path, size: int) -> Any:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+    def _ask(self, file: MediaFile, size: int) -> Any:
+        in_memory = isinstance(file, PackedFile) and file.content is not None
+        if not in_memory and not (file.path if isinstance(file, PackedFile) else file).is_file():
+            raise FileNotFoundError(f"{file}: no such file")
         if not self._worker or self._worker.owner != os.getpid():
             self._worker = _Worker()
         try:
-            kind, answer = self._worker.ask((str(path), self._video.fps, self._video.max_frames, size), self._timeout)
+            request = (_place(file), size, self._video.fps, self._video.max_frames)
+            kind, answer = self._worker.ask(request, self._timeout)
         except _WorkerEnded as error:
             self._worker = None
-            raise UnreadableVideo(f"{path}: {error}") from error
+            raise UnreadableVideo(f"{file}: {error}") from error
         if kind == "error":
-            raise UnreadableVideo(f"{path}: {answer}")
+            raise UnreadableVideo(f"{file}: {answer}")
         return answer
 
     def __getstate__(self) -> dict:
@@ -133,5 +141,20 @@ class _Worker:
             raise _WorkerEnded(f"the decoder crashed with code {self._process.returncode}") from None
 
 
+def _place(file: MediaFile) -> video_worker.Place:
+    if isinstance(file, PackedFile):
+        return str(file.path), file.offset, file.size, file.content
+    return str(file), 0, -1, None
+
+
+def _folder_frames(folder: Path) -> list[Path]:
+    """All frames, numbers in names by value: the folder's maker chose the rate."""
+    frames = sorted((f for f in folder.iterdir() if f.suffix.lower() in FRAME_SUFFIXES), key=_natural)
+    if not frames:
+        raise UnreadableVideo(f"{folder}: no frames in the folder")
+    return frames
+
+
 def _natural(path: Path) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    parts = re.split(r"(\d+)", path.name)  # text and digits in turn
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)]

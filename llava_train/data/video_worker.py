@@ -1,20 +1,33 @@
 """The process that opens videos, so that a decoder which hangs or crashes takes nothing with it: run by `video.py`.
 
-Enters, on the connection whose descriptor is its argument: (path, fps, max_frames, size). Leaves: ("ok", answer) or
-("error", message). Imports no module of the package, since it runs as a file and must start fast.
+Enters, on the connection whose descriptor is its argument: a `Place` and arguments of `answer`. Leaves: ("ok", answer)
+or ("error", message). Imports no module of the package, since it runs as a file and must start fast.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
 import time
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+Place = tuple[str, int, int, bytes | None]  # path, and where it is part of another file its offset and size, or bytes
+
+
+class Found(NamedTuple):
+    """What a file holds: its frames, their rate, and (height, width) of one."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
 
 
 def sample_indices(num_frames: int, fps: float, video_fps: float, max_frames: int) -> list[int]:
@@ -30,75 +43,98 @@ def sample_indices(num_frames: int, fps: float, video_fps: float, max_frames: in
     return indices
 
 
-class DecordVideo:
-    def __init__(self, path: str):
-        import decord
-
-        decord.logging.set_level(decord.logging.QUIET)
-        self._reader = decord.VideoReader(path, num_threads=1)
-        self.num_frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
-
-    def size(self) -> tuple[int, int]:
-        """(height, width), of the first frame."""
-        height, width, _ = self._reader[0].shape
-        return height, width
-
-    def frames(self, indices: list[int]) -> list[np.ndarray]:
-        """uint8 [height, width, 3] each."""
-        return list(self._reader.get_batch(indices).asnumpy())
+def opened(place: Place) -> str | io.BytesIO:
+    """What decord and PyAV open: a path, or the bytes of a part of a file. Raises OSError where it is cut off."""
+    path, offset, size, content = place
+    if content is None and size < 0:
+        return path
+    if content is None:
+        with Path(path).open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) < size:
+            raise OSError("the file that it is part of ends before it does")
+    return io.BytesIO(content)
 
 
-class AvVideo:
-    def __init__(self, path: str):
-        import av
+def look(place: Place) -> Found:
+    """From the container's index where it has a whole one, else by going through its packets; nothing is decoded."""
+    import av
 
-        self._path = path
-        with av.open(path) as container:
-            stream = container.streams.video[0]
-            self.fps = float(stream.average_rate or 0)
-            self._size = stream.codec_context.height, stream.codec_context.width
-            self.num_frames = sum(packet.size > 0 for packet in container.demux(stream))
-
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self._size
-
-    def frames(self, indices: list[int]) -> list[np.ndarray]:
-        """uint8 [height, width, 3] each. Decodes from the start, as seeking is not exact in every container."""
-        import av
-
-        wanted, found = set(indices), {}
-        with av.open(self._path) as container:
-            for i, frame in enumerate(container.decode(video=0)):
-                if i in wanted:
-                    found[i] = frame.to_ndarray(format="rgb24")
-                if i >= indices[-1]:
-                    break
-        if len(found) < len(wanted):
-            raise ValueError(f"frame {min(wanted - set(found))} of {self.num_frames} cannot be decoded")
-        return [found[i] for i in indices]
+    file = opened(place)
+    with av.open(file, mode="r") as container:
+        if not container.streams.video:
+            raise ValueError("no video stream")
+        stream = container.streams.video[0]
+        entries = getattr(stream, "index_entries", ())  # PyAV before 17 does not tell them
+        if stream.frames and len(entries) == stream.frames:
+            kept = [entry.is_discard for entry in entries].count(False)
+            needed, held = max(entry.pos + entry.size for entry in entries), _length(file)
+            if needed > held:
+                raise ValueError(f"truncated: {held} bytes of at least {needed}")
+        else:
+            kept = _count_packets(container, stream)
+        if not kept:
+            raise ValueError("no frames")
+        context = stream.codec_context
+        return Found(kept, float(stream.average_rate or 0), context.height, context.width)
 
 
-def open_video(path: str) -> DecordVideo | AvVideo:
-    """By decord where it can be imported, else by PyAV."""
+def _length(file: str | io.BytesIO) -> int:
+    return os.path.getsize(file) if isinstance(file, str) else file.getbuffer().nbytes
+
+
+def _count_packets(container: Any, stream: Any) -> int:
+    kept = 0
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise ValueError(f"truncated or damaged after {kept} frames")
+        kept += packet.size > 0 and not packet.is_discard
+    return kept
+
+
+def by_decord(place: Place, found: Found, indices: list[int]) -> list[np.ndarray] | None:
+    """Frames, uint8 [height, width, 3] each; None where decord is not installed or does not see the frames `found`."""
     try:
-        import decord  # noqa: F401
+        import decord
     except ImportError:
-        return AvVideo(path)
-    return DecordVideo(path)
+        return None
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        reader = decord.VideoReader(opened(place), num_threads=1)
+        return list(reader.get_batch(indices).asnumpy()) if len(reader) == found.frames else None
+    except (decord.DECORDError, RuntimeError):  # PyAV decodes it, or says what is wrong
+        return None
 
 
-def answer(path: str, fps: float, max_frames: int, size: int) -> tuple[int, int, int] | np.ndarray:
-    """size 0: (frames that would be taken, height, width). Else those frames, uint8 [frames, 3, size, size]."""
-    video = open_video(path)
-    indices = sample_indices(video.num_frames, video.fps, fps, max_frames)
-    if not indices:
-        raise ValueError("no frames")
+def by_av(place: Place, found: Found, indices: list[int]) -> list[np.ndarray]:
+    """As `by_decord`. Decodes from the start, as seeking is not exact in every container."""
+    import av
+
+    wanted, frames = set(indices), {}
+    with av.open(opened(place), mode="r") as container:
+        for i, frame in enumerate(container.decode(video=0)):
+            if i in wanted:
+                frames[i] = frame.to_ndarray(format="rgb24")
+            if i >= indices[-1]:
+                break
+    if len(frames) < len(wanted):
+        raise ValueError(f"frame {min(wanted - set(frames))} of {found.frames} cannot be decoded")
+    return [frames[i] for i in indices]
+
+
+def answer(place: Place, size: int, fps: float, max_frames: int) -> Found | np.ndarray:
+    """size 0: what the file holds. Else the frames to take, uint8 [frames, 3, size, size], squashed."""
+    found = look(place)
     if not size:
-        return len(indices), *video.size()
-    frames = (Image.fromarray(frame) for frame in video.frames(indices))
-    squares = [frame.resize((size, size), Image.Resampling.BICUBIC) for frame in frames]
-    return np.stack([np.asarray(square).transpose(2, 0, 1) for square in squares])
+        return found
+    indices = sample_indices(found.frames, found.fps, fps, max_frames)
+    frames = by_decord(place, found, indices) or by_av(place, found, indices)
+    squares = np.empty((len(indices), 3, size, size), dtype=np.uint8)
+    for square, frame in zip(squares, frames, strict=True):
+        resized = Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)
+        square[:] = np.asarray(resized).transpose(2, 0, 1)
+    return squares
 
 
 def _end_with_parent() -> None:
@@ -120,7 +156,8 @@ def main(descriptor: int) -> None:
         except EOFError:
             return
         try:
-            reply: tuple[str, Any] = ("ok", answer(*request))
+            held = answer(*request)
+            reply: tuple[str, Any] = ("ok", tuple(held) if isinstance(held, Found) else held)
         except Exception as error:  # whatever a decoder raises is an answer: this video cannot be read
             reply = ("error", f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
         connection.send(reply)

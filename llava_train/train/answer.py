@@ -20,7 +20,7 @@ from llava_train.config.generate_rules import SAMPLING
 from llava_train.config.schema import GenerateModel, Precision
 from llava_train.data.collate import collate
 from llava_train.data.encode import EncodedSample, Encoder
-from llava_train.data.media import MediaReader
+from llava_train.data.media import Limits, MediaReader
 from llava_train.data.sample import Sample
 from llava_train.data.video import VideoReader
 from llava_train.family.onevision.chat import stage_template
@@ -79,7 +79,7 @@ class Answerer:
         template = stage_template(name, "clean", preparation.tag_policy, self.tokenizer, "model.init")
         self._encoder = Encoder(self.tokenizer, config.image_token_index, config.video_token_index, template, NO_LIMIT)
         self._videos = VideoReader(preparation.video, decode_timeout, max_pixels)
-        self._media = MediaReader(preparation.geometry, self._videos, max_pixels)
+        self._media = MediaReader(preparation.geometry, self._videos, Limits(max_pixels))
         own = hf_model.generation_config
         self._ends = [own.eos_token_id] if isinstance(own.eos_token_id, int) else list(own.eos_token_id or [])
         self._ends = self._ends or [self.tokenizer.eos_token_id]

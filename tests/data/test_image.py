@@ -80,12 +80,10 @@ def test_tiles_equal_transformers_on_random_sizes():
         assert np.abs(normalised(padded) - several).max() <= 1e-6, (height, width)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
 def test_every_mode_becomes_rgb_as_pil_converts_it(tmp_path, mode):
-    image = golden_image("noise", 3, 20, 10)
-    stored = Image.fromarray(np.arange(200, dtype=np.uint16).reshape(10, 20)) if mode == "I;16" else image.convert(mode)
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    stored.save(path)
+    golden_image("noise", 3, 20, 10).convert(mode).save(path)
     assert np.array_equal(np.asarray(open_image(path, LIMIT)), np.asarray(Image.open(path).convert("RGB")))
 
 
@@ -94,16 +92,16 @@ def test_exif_rotation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     golden_image("blocks", 1, 40, 20).save(path, exif=exif)
-    assert image_size(path, LIMIT) == (20, 40)
+    assert image_size(path) == (20, 40)
     assert open_image(path, LIMIT).size == (40, 20)
 
 
-def test_too_many_pixels_are_refused_from_the_header(tmp_path):
+def test_too_many_pixels_are_refused(tmp_path):
     path = tmp_path / "a.png"
     golden_image("noise", 1, 20, 10).save(path)
-    assert image_size(path, 200) == (10, 20)
+    assert open_image(path, 200).size == (20, 10)
     with pytest.raises(UnreadableImage, match=r"20 x 10 pixels, data\.max_pixels is 199"):
-        image_size(path, 199)
+        open_image(path, 199)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
@@ -117,7 +115,7 @@ def test_truncated_file_is_refused(tmp_path, suffix):
 
 def test_missing_and_foreign_files_are_told_apart(tmp_path):
     with pytest.raises(FileNotFoundError):
-        image_size(tmp_path / "none.png", LIMIT)
+        image_size(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UnreadableImage):
-        image_size(tmp_path / "text.png", LIMIT)
+        image_size(tmp_path / "text.png")
