@@ -1,0 +1,138 @@
+"""What a sample costs, as FLOPs in closed form: forward and backward of tower, projector, language model and head.
+
+Enters: a model's dimensions and which parts train. Leaves: a `SampleCost`, four numbers that turn tokens, tiles and
+supervised tokens into FLOPs. A multiplication with its addition is 2 FLOPs. Matrix products are counted and nothing
+else, as in Narayanan et al. 2021 (arXiv 2104.04473, appendix); norms, activations and the optimiser are not. Adapters
+add less than a per cent and are left out.
+
+Backward: a matrix product costs as much again for its input and for its weight, where these need gradients. Attention
+has no weights; its backward takes 2.5 forwards, since the scores are computed again (Dao 2023, arXiv 2307.08691,
+section 4.1). With gradient checkpointing the layers that need a gradient run forward once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PretrainedConfig
+
+from llava_train.config.schema import StageConfig
+
+ATTENTION_BACKWARD = 2.5  # forwards
+
+
+@dataclass(frozen=True)
+class ModelDims:
+    """Dimensions of tower and language model; names as in their config.json."""
+
+    tower_hidden: int
+    tower_intermediate: int
+    tower_layers: int  # that run, up to the chosen hidden state
+    patch_size: int
+    patches: int  # of one tile
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool  # whether the head is the embedding
+
+    @property
+    def tower_layer(self) -> int:
+        """Weights of the matrices of one of the tower's layers."""
+        return 4 * self.tower_hidden**2 + 2 * self.tower_hidden * self.tower_intermediate
+
+    @property
+    def layer(self) -> int:
+        """Weights of the matrices of one of the language model's layers: attention, and an MLP of three."""
+        attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def projector(self) -> int:
+        return self.tower_hidden * self.hidden + self.hidden**2
+
+    @property
+    def head(self) -> int:
+        return self.hidden * self.vocab
+
+
+@dataclass(frozen=True)
+class SampleCost:
+    """FLOPs of a sample: a tile, a token, a pair of tokens (half of them are seen: attention is causal), a label."""
+
+    tile: float
+    token: float
+    pair: float
+    label: float
+
+    def __call__(self, lengths: np.ndarray, tiles: np.ndarray, supervised: np.ndarray) -> np.ndarray:
+        """float64 [samples] from integers [samples]. Documents of a pack do not see each other: costs add up."""
+        length = lengths.astype(np.float64)
+        return self.tile * tiles + (self.token + self.pair * length) * length + self.label * supervised
+
+
+def sample_cost(dims: ModelDims, stage: StageConfig, recompute: bool) -> SampleCost:
+    """recompute: whether layers run forward again in the backward, as gradient checkpointing makes them.
+
+    Worked case: everything trains without recomputing, so that a token takes 3 * 2 FLOPs per weight of its layers.
+    """
+    trains = {part: rate != "frozen" for part, rate in vars(stage.learning_rate).items()}
+    whole = {part: trains[part] and part not in stage.lora for part in trains}
+    below = trains["vision_tower"]  # whether a gradient goes below the projector
+    tower_again = int(recompute and trains["vision_tower"])
+    tower = 1 + tower_again + int(trains["vision_tower"]) + int(whole["vision_tower"])
+    tower_attention = 1 + tower_again + ATTENTION_BACKWARD * trains["vision_tower"]
+    projector = 1 + int(below) + int(whole["projector"])
+    again = int(recompute)
+    model = 2 + again + int(whole["language_model"])
+    attention = 1 + again + ATTENTION_BACKWARD
+
+    patch = 2 * dims.tower_layers * (dims.tower_layer * tower + 2 * dims.tower_hidden * dims.patches * tower_attention)
+    patch += 2 * 3 * dims.patch_size**2 * dims.tower_hidden * (1 + int(whole["vision_tower"]))
+    width = dims.heads * dims.head_dim
+    return SampleCost(
+        tile=dims.patches * (patch + 2 * dims.projector * projector),
+        token=2.0 * dims.layers * dims.layer * model,
+        pair=2 * dims.layers * width * attention,
+        label=2.0 * dims.head * (2 + int(whole["language_model"])),
+    )
+
+
+def read_dims(config: PretrainedConfig) -> ModelDims:
+    """The dimensions in a LlavaOnevision configuration, of which no weights need be there."""
+    return join_dims(config.text_config, config.vision_config, config.vision_feature_layer)
+
+
+def join_dims(text: PretrainedConfig, tower: PretrainedConfig, feature_layer: int = -1) -> ModelDims:
+    """Those of a language model and a tower. feature_layer: whose hidden state is taken, -1 = after the last."""
+    layers = tower.num_hidden_layers
+    return ModelDims(
+        tower_hidden=tower.hidden_size,
+        tower_intermediate=tower.intermediate_size,
+        tower_layers=feature_layer if feature_layer >= 0 else layers + 1 + feature_layer,
+        patch_size=tower.patch_size,
+        patches=(tower.image_size // tower.patch_size) ** 2,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocab=text.vocab_size,
+        tied=bool(text.tie_word_embeddings),
+    )
+
+
+_SO400M = {"tower_hidden": 1152, "tower_intermediate": 4304, "tower_layers": 26, "patch_size": 14, "patches": 729}
+KNOWN = {  # of the sizes in configs/model/, for a start that is not on disk; config.json of the released checkpoints
+    "Qwen/Qwen2-0.5B-Instruct": ModelDims(**_SO400M, hidden=896, intermediate=4864, layers=24, heads=14, kv_heads=2,
+                                          head_dim=64, vocab=151936, tied=True),
+    "Qwen/Qwen2-7B-Instruct": ModelDims(**_SO400M, hidden=3584, intermediate=18944, layers=28, heads=28, kv_heads=4,
+                                        head_dim=128, vocab=152064, tied=False),
+    "Qwen/Qwen2-72B-Instruct": ModelDims(**_SO400M, hidden=8192, intermediate=29568, layers=80, heads=64, kv_heads=8,
+                                         head_dim=128, vocab=152064, tied=False),
+}  # fmt: skip
