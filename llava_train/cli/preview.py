@@ -76,9 +76,9 @@ def _shown(
         stage = config.stages[name]
         geometry = make_geometry(settings.tile_size, settings.patch_size, stage.image)
         media = make_media_reader(config.data, stage.video, geometry)
-        encoder = make_encoder(tokenizer, stage, name)
+        encoder = make_encoder(tokenizer, stage, name, config.data.too_long)
         count = config.preview.count
-        yield from Preview(name, stage, of_stage, encoder, media, config.run.seed, summary).first(count)
+        yield from Preview(name, stage, of_stage, encoder, media, config.data, config.run.seed, summary).first(count)
 
 
 def _printer(config: Config, output: TextIO, tokenizer: PreTrainedTokenizerBase):

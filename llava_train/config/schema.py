@@ -11,6 +11,7 @@ from typing import Literal
 
 Precision = Literal["fp32", "bf16"]
 LearningRate = float | Literal["frozen"]
+TooLong = Literal["error", "skip", "cut"]
 OfCheckpoint = Literal["checkpoint"]  # as its generation_config.json says, else as transformers does
 
 
@@ -48,7 +49,7 @@ class DataConfig:
     max_pixels: int  # an image with more pixels is refused
     max_frames: int  # a video file with more frames is refused
     max_media: int  # a sample with more images and videos is refused
-    too_long: Literal["error", "skip", "cut"]  # of a sample beyond max_length; cut: turns after its last medium go
+    too_long: TooLong  # of a sample beyond max_length; cut: turns after its last medium go
     sizes: Literal["files", "records"]  # of images; records: from `width` and `height` of a record that has them
     allow_outside_root: bool  # media of records by absolute paths, or by .. to outside of the root
     cache: str  # folder of the indexes; "" = `index` beside the run's folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,18 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from llava_train.config.errors import ConfigError, DataError
-from llava_train.config.mixture import SourceConfig
-from llava_train.config.schema import DataConfig, EvaluationConfig, StageConfig
+from llava_train.config.schema import DataConfig, EvaluationConfig, StageConfig, TooLong
 from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_tensors
 from llava_train.data.encode import Encoder, text_tokenizer
+from llava_train.data.formats import media_roots
 from llava_train.data.held_out import held_out_samples
-from llava_train.data.index import Index, load_index, refusal
+from llava_train.data.indexing import Reading, load_index
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
 from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sampler import FileOrder, Order, StepOrder
+from llava_train.data.sources import open_source
+from llava_train.data.view import Samples, Source, refusal
 from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
@@ -79,7 +81,9 @@ class StageData:
             yield to_tensors(item)
 
 
-def make_encoder(tokenizer: PreTrainedTokenizerBase, stage: StageConfig, stage_name: str) -> Encoder:
+def make_encoder(
+    tokenizer: PreTrainedTokenizerBase, stage: StageConfig, stage_name: str, too_long: TooLong = "error"
+) -> Encoder:
     """The encoder of a stage, for a tokenizer that has `<image>` and `<video>`.
 
     Raises ConfigError where it lacks a special token of the stage's template, or a chat template to learn by.
@@ -89,7 +93,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, stage: StageConfig, stage_n
         raise ConfigError([fault])
     key = f"stages.{stage_name}.template"
     template = stage_template(stage.template, stage.label_rule, stage.tag_policy, tokenizer, key)
-    return Encoder(tokenizer, ids[IMAGE_TAG], ids[VIDEO_TAG], template, stage.max_length)
+    return Encoder(tokenizer, ids[IMAGE_TAG], ids[VIDEO_TAG], template, stage.max_length, too_long)
 
 
 def build_data(
@@ -108,42 +112,47 @@ def build_data(
 
     Raises ConfigError (sources, template, nothing left to train on), DataError (samples, on_error=error).
     """
-    encoder = make_encoder(tokenizer, stage, stage_name)
+    encoder = make_encoder(tokenizer, stage, stage_name, data.too_long)
     media = make_media_reader(data, stage.video, geometry)
     vocabulary = hashlib.sha256(text_tokenizer(tokenizer).to_str().encode()).hexdigest()
-    template: list[Any] = [stage.template, stage.label_rule, stage.tag_policy, stage.max_length]
+    template: list[Any] = [stage.template, stage.label_rule, stage.tag_policy]
     if stage.template == "checkpoint":
         template += [tokenizer.chat_template, tokenizer.special_tokens_map]
-    settings = [vocabulary, encoder.placeholders, template, asdict(geometry), asdict(stage.video), data.max_pixels]
+    settings = [vocabulary, encoder.placeholders, template]
 
-    def read(data: DataConfig) -> Index:
-        sources = present_sources(data, stage)
-        index = load_index(sources, encoder, media, seed, settings, data.num_workers, cache_dir)
-        _refuse(index, sources, data)
-        return index
+    def read(data: DataConfig) -> Samples:
+        sources = []
+        for name, source in present_sources(data, stage).items():
+            reading, opened = Reading(encoder, media, media_roots(data, source)), open_source(source.file, name)
+            own = [*settings, repr(reading.roots)]
+            index = load_index(opened, reading, own, data.num_workers, cache_dir, mend=rank == 0)
+            sources.append(Source(name, source, index, reading))
+        samples = Samples(sources, data, media, stage.max_length, seed)
+        _refuse(samples, data)
+        return samples
 
-    def steps(index: Index, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
-        dataset = StepDataset(index, draws, encoder, media, order, stage.pack, rank, world_size)
-        return StageData(dataset, order, index.num_by_source(draws), index.refused, data, held_out)
+    def steps(samples: Samples, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
+        dataset = StepDataset(samples, draws, encoder, media, order, stage.pack, rank, world_size)
+        return StageData(dataset, order, samples.num_by_source(draws), samples.refused, data, held_out)
 
-    def measured(index: Index, positions: np.ndarray) -> StageData:
-        return steps(index, positions, FileOrder(len(positions), HELD_OUT_BATCH))
+    def measured(samples: Samples, positions: np.ndarray) -> StageData:
+        return steps(samples, positions, FileOrder(len(positions), HELD_OUT_BATCH))
 
-    index, held_out = read(data), None
-    trained = np.arange(len(index.sizes.lengths))
+    samples, held_out = read(data), None
+    trained = np.arange(len(samples))
     if evaluation and evaluation.file:
         other = read(replace(data, file=evaluation.file))
-        held_out = measured(other, np.arange(len(other.sizes.lengths)))
+        held_out = measured(other, np.arange(len(other)))
     elif evaluation and evaluation.held_out:
-        held = held_out_samples(index, evaluation.held_out, seed, Path(data.root), stage_name)
-        held_out, trained = measured(index, trained[held]), trained[~held]
-    draws = np.repeat(trained, index.sizes.repeats[trained])
-    return steps(index, draws, StepOrder(len(draws), stage.global_batch_size, seed, stage_name), held_out)
+        held = held_out_samples(samples.sizes.content, evaluation.held_out, seed, stage_name)
+        held_out, trained = measured(samples, trained[held]), trained[~held]
+    draws = np.repeat(trained, samples.sizes.repeats[trained])
+    return steps(samples, draws, StepOrder(len(draws), stage.global_batch_size, seed, stage_name), held_out)
 
 
-def _refuse(index: Index, sources: dict[str, SourceConfig], data: DataConfig) -> None:
+def _refuse(samples: Samples, data: DataConfig) -> None:
     """Raises DataError for refused samples under on_error=error, and where there is no other."""
-    if index.refused and (data.on_error == "error" or not len(index.sizes.lengths)):
-        raise refusal(index.refused)
-    if not len(index.sizes.lengths):
-        raise DataError(", ".join(sources), "-", "no samples")
+    if samples.faults and data.on_error == "error":
+        raise refusal(samples.faults)
+    if not len(samples):
+        raise refusal(samples.refused) if samples.refused else DataError(data.file or "-", "-", "no samples")

@@ -18,10 +18,10 @@ from llava_train.config.errors import DataError
 from llava_train.config.schema import PackConfig
 from llava_train.data.collate import collate, filler
 from llava_train.data.encode import EncodedSample, Encoder
-from llava_train.data.index import Index
 from llava_train.data.media import MediaReader
 from llava_train.data.packing import plan_step
 from llava_train.data.sampler import Order
+from llava_train.data.view import Samples
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class StepBatches:
 
 
 class StepDataset(Dataset):
-    """`draws`: positions in the index that `order` goes through, int64 [draws of an epoch]."""
+    """`draws`: positions in the samples that `order` goes through, int64 [draws of an epoch]."""
 
     def __init__(
         self,
-        index: Index,
+        samples: Samples,
         draws: np.ndarray,
         encoder: Encoder,
         media: MediaReader,
@@ -48,13 +48,13 @@ class StepDataset(Dataset):
         rank: int,
         world_size: int,
     ):
-        self._index, self._draws, self._order = index, draws, order
+        self._samples, self._draws, self._order = samples, draws, order
         self._encoder, self._media, self._pack = encoder, media, pack
         self._rank, self._world_size = rank, world_size
 
     def __getitem__(self, step: int) -> StepBatches:
         drawn = self._draws[self._order.positions(step)]
-        sizes = self._index.sizes
+        sizes = self._samples.sizes
         plan = plan_step(
             sizes.lengths[drawn].tolist(),
             sizes.tiles[drawn].tolist(),
@@ -71,7 +71,7 @@ class StepDataset(Dataset):
         encoded: list[EncodedSample] = []
         tiles: list[np.ndarray] = []
         for position in positions:
-            sample, layouts = self._index.sample(position)
+            sample, layouts = self._samples.sample(position)
             try:
                 pixels = self._media.tiles(sample, layouts)
             except DataError as error:

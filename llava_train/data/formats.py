@@ -8,13 +8,17 @@ default; a leading answer to nothing is dropped.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_train.config.errors import DataError
+from llava_train.config.mixture import SourceConfig
 from llava_train.config.plain import BadRecord, read_plain
+from llava_train.config.schema import DataConfig
 from llava_train.data.messages import from_messages
-from llava_train.data.sample import Role, Sample, Turn
+from llava_train.data.paths import inside
+from llava_train.data.sample import MediaFile, PackedFile, Role, Sample, Turn
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -50,10 +54,32 @@ def _parse_line(line: str) -> Any:
         return BadRecord(f"no JSON: {error}")
 
 
-def to_sample(record: Any, source: str, position: int, media_root: Path) -> Sample:
+@dataclass(frozen=True)
+class MediaRoots:
+    """Where the media of records lie: paths are relative to `root`, and leave neither it nor `base`."""
+
+    root: Path
+    base: Path | None = None  # the data root, above `root`
+    outside: bool = False  # paths may lead anywhere
+    sizes: bool = False  # `width` and `height` of records are taken for those of their images
+    packed: Path | None = None  # file that media without a path of their own lie in: see `index.py`
+
+    def file(self, entry: str | PackedFile) -> MediaFile:
+        """Raises BadRecord where a path leads outside."""
+        if isinstance(entry, PackedFile):
+            return entry._replace(path=self.packed) if self.packed and entry.path == Path() else entry
+        return inside(self.root, entry, None if self.outside else (self.root, *([self.base] if self.base else [])))
+
+
+def media_roots(data: DataConfig, source: SourceConfig) -> MediaRoots:
+    """Of a source of a run."""
+    by_records = data.sizes == "records"
+    return MediaRoots(Path(source.media_root), Path(data.root), data.allow_outside_root, by_records)
+
+
+def to_sample(record: Any, source: str, position: int, roots: MediaRoots) -> Sample:
     """One record as a Sample. Raises DataError with reason `bad record`."""
-    identity = record_id(record, position)
-    name = str(position) if identity == str(position) else f"{position} (id {identity})"
+    name = record_name(record, position)
     try:
         if isinstance(record, BadRecord):
             raise record
@@ -64,12 +90,13 @@ def to_sample(record: Any, source: str, position: int, media_root: Path) -> Samp
             if key in record:
                 raise BadRecord(f"key {key!r}: write {key[:-1]!r}")
         return Sample(
-            id=identity,
+            id=record_id(record, position),
             source=source,
             turns=_turns(record.get("conversations")),
-            images=_paths(record, "image", media_root),
-            videos=_paths(record, "video", media_root),
+            images=(images := _files(record, "image", roots)),
+            videos=_files(record, "video", roots),
             record=name,
+            sizes=_sizes(record, len(images)) if roots.sizes else (),
         )
     except BadRecord as error:
         raise DataError(source, name, "bad record", str(error)) from error
@@ -79,6 +106,12 @@ def record_id(record: Any, position: int) -> str:
     """The record's own id, else its position."""
     identity = record.get("id") if isinstance(record, dict) else None
     return str(position if identity is None else identity)
+
+
+def record_name(record: Any, position: int) -> str:
+    """What errors call it: its position, and the id where it has one."""
+    identity = record_id(record, position)
+    return str(position) if identity == str(position) else f"{position} (id {identity})"
 
 
 def _turns(conversation: Any) -> list[Turn]:
@@ -107,11 +140,22 @@ def _turn(entry: Any) -> Turn:
     return Turn(ROLES[role], text)
 
 
-def _paths(record: dict, key: str, media_root: Path) -> list[Path]:
+def _files(record: dict, key: str, roots: MediaRoots) -> list[MediaFile]:
     value = record.get(key)
     if value is None:
         return []
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str) and entry for entry in values):
+    if not all(isinstance(entry, str | PackedFile) and entry for entry in values):
         raise BadRecord(f"{key!r} is neither a path nor a list of paths")
-    return [media_root / entry for entry in values]
+    return [roots.file(entry) for entry in values]
+
+
+def _sizes(record: dict, num_images: int) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each image as the record gives them; nothing where it gives none. Raises BadRecord."""
+    sides = [record.get(key) for key in ("height", "width")]
+    if sides == [None, None] or not num_images:
+        return ()
+    heights, widths = (side if isinstance(side, list) else [side] for side in sides)
+    if not len(heights) == len(widths) == num_images or not all(type(n) is int and n > 0 for n in heights + widths):
+        raise BadRecord(f"width and height are no sizes of {num_images} images")
+    return tuple(zip(heights, widths, strict=True))

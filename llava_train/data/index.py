@@ -1,271 +1,106 @@
-"""The index of a stage's samples: sizes and refusals, found at start from text and media headers, no pixel decoded.
+"""The index of a source on disk: what every sample's length, tiles and cost follow from, without decoding.
 
-Enters: the samples of a mixture. Leaves: a folder in `cache_dir`, written whole or absent and reused while nothing that
-it depends on changes: `sizes.npz`, `samples.jsonl` (one sample with its layouts per line, read back by position) and
-`refused.json`.
+A folder, made by `indexing.py`: `rows.arrow`, memory-mapped, one row a record; of records that are not JSON in their own
+file `records.jsonl` and `media.bin`; `source.json`, which says of what. Geometry, limits and sampling are not in it: see
+`view.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import multiprocessing
 import os
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
-from rich.progress import Progress
+import pyarrow as pa
 
-from llava_train.batch.packed import VisualLayout
 from llava_train.config.errors import DataError
-from llava_train.config.mixture import SourceConfig
-from llava_train.data.encode import Encoder
-from llava_train.data.formats import to_sample
-from llava_train.data.media import MediaReader
-from llava_train.data.mixture import sampled_records
-from llava_train.data.processes import follow_parent, shielded
-from llava_train.data.sample import Sample, Turn
+from llava_train.data.formats import record_name
+from llava_train.data.media import MediumSize
+from llava_train.data.sources import Raw, record_of
+from llava_train.family.onevision.template import MediumKind
 
-FORMAT = 2  # of the folder; a change of form makes old indexes unread
-CHUNK = 256  # samples measured at a time
-PARALLEL_ABOVE = 2000  # samples; below, starting processes costs more than it saves
-Record = tuple[int, Any]  # position in its source, as read
-NAMED = 5  # refused samples that an error names
+REFUSED = -1  # text tokens of a record that makes no sample
+KINDS: tuple[MediumKind, ...] = ("image", "video")
+ROWS, RECORDS, MEDIA, ABOUT = "rows.arrow", "records.jsonl", "media.bin", "source.json"
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of each sample: tokens with visual ones, tiles, supervised ones, draws in an epoch, source, start of its line."""
-
-    lengths: np.ndarray  # int32 [samples], like all but `offsets`
-    tiles: np.ndarray
-    supervised: np.ndarray
-    repeats: np.ndarray
-    sources: np.ndarray  # positions in the mixture
-    offsets: np.ndarray  # int64 [samples + 1], bytes into samples.jsonl
+MEDIUM = pa.struct(
+    [("kind", pa.int8()), ("height", pa.int32()), ("width", pa.int32()), ("frames", pa.int32()), ("fps", pa.float64())]
+)
+CUT = pa.struct([("text_tokens", pa.int32()), ("supervised", pa.int32())])
+SCHEMA = pa.schema(
+    [
+        ("offset", pa.int64()),  # of the record in its file, with its size in bytes
+        ("size", pa.int32()),
+        ("text_tokens", pa.int32()),
+        ("supervised", pa.int32()),
+        ("content", pa.uint64()),  # equal for samples about the same media, or of the same text
+        ("media", pa.list_(MEDIUM)),  # in reading order
+        ("cuts", pa.list_(CUT)),  # shorter forms of the sample, shortest first: see Encoder.measure
+        ("reason", pa.string()),  # why it is refused, with the detail; empty where it is not
+        ("detail", pa.string()),
+    ]
+)
 
 
 class Index:
-    """An index on disk. Picklable; each process opens the lines for itself."""
+    """The index of one source on disk, its columns as arrays on the mapped file. Picklable; each process maps anew."""
 
     def __init__(self, folder: Path):
-        self._folder = folder
-        self._lines: BinaryIO | None = None
-        with np.load(folder / "sizes.npz") as arrays:
-            self.sizes = Sizes(**arrays)
-        content = json.loads((folder / "refused.json").read_text(encoding="utf-8"))
-        self.refused = [DataError(*entry["error"]) for entry in content["refused"]]
-        self._refused_samples = [entry["sample"] for entry in content["refused"] if entry["sample"]]
-        self._sources: list[str] = content["sources"]
+        self.folder = folder
+        self._records: IO[bytes] | None = None
+        self._open()
 
-    def num_by_source(self, positions: np.ndarray) -> dict[str, int]:
-        """How many of the positions are of each source."""
-        counts = np.bincount(self.sizes.sources[positions], minlength=len(self._sources))
-        return dict(zip(self._sources, counts.tolist(), strict=True))
+    def _open(self) -> None:
+        with pa.memory_map(str(self.folder / ROWS)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        columns: dict[str, Any] = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
+        self.offsets, self.sizes, self.text_tokens, self.supervised, self.content = (
+            columns[name].to_numpy() for name in ("offset", "size", "text_tokens", "supervised", "content")
+        )
+        self.media_starts, self.media = _flat(columns["media"])  # int32 [records + 1] into arrays by field
+        self.cut_starts, self.cuts = _flat(columns["cuts"])
+        self._reasons, self._details = columns["reason"], columns["detail"]
+        self._file = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))["records"]
 
-    def sample(self, position: int) -> tuple[Sample, list[VisualLayout]]:
-        """The sample at a position, with its layouts in reading order."""
-        if self._lines is None:
-            self._lines = (self._folder / "samples.jsonl").open("rb")
-        start, stop = self.sizes.offsets[position : position + 2]
-        line = os.pread(self._lines.fileno(), int(stop - start), int(start))
-        content = json.loads(line)
-        return _sample(content["sample"]), [
-            VisualLayout(kind, height, width, (rows, columns), *counts)
-            for kind, height, width, (rows, columns), *counts in content["visuals"]
-        ]
+    def __len__(self) -> int:
+        return len(self.offsets)
 
-    def still_refuses(self, measure: Callable[[Sample], Any]) -> bool:
-        """Whether its refused samples are still bad: a missing file may have come since."""
-        for content in self._refused_samples:
-            try:
-                measure(_sample(content))
-            except DataError:
-                continue
-            return False
-        return True
+    def record(self, position: int) -> Raw:
+        if self._records is None:
+            self._records = (self.folder / self._file).open("rb")
+        offset = int(self.offsets[position])
+        content = os.pread(self._records.fileno(), int(self.sizes[position]), offset)
+        return Raw(content, -1 if self._file == RECORDS else offset, bad="" if content else "no record")
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_lines": None}
+    def media_of(self, position: int) -> list[MediumSize]:
+        start, stop = self.media_starts[position : position + 2]
+        fields = [self.media[name][start:stop].tolist() for name in MediumSize._fields]
+        return [MediumSize(KINDS[kind], *others) for kind, *others in zip(*fields, strict=True)]
 
+    def refusal(self, position: int, source: str) -> DataError | None:
+        """Why a record makes no sample, whatever the stage; None where it makes one."""
+        if self.text_tokens[position] != REFUSED:
+            return None
+        name = record_name(record_of(self.record(position)), position)
+        return DataError(source, name, self._reasons[position].as_py(), self._details[position].as_py())
 
-def load_index(
-    sources: dict[str, SourceConfig],
-    encoder: Encoder,
-    media: MediaReader,
-    seed: int,
-    settings: Any,
-    num_workers: int,
-    cache_dir: Path,
-) -> Index:
-    """The index of the sources, from `cache_dir` or made there. `settings`: what else its content depends on, as JSON.
+    def refused(self, reasons: Sequence[str]) -> list[tuple[int, str]]:
+        """(position, reason) of the records that are refused for one of these reasons."""
+        positions = np.flatnonzero(self.text_tokens == REFUSED)
+        found = self._reasons.take(pa.array(positions)).to_pylist()
+        return [(int(p), reason) for p, reason in zip(positions, found, strict=True) if reason in reasons]
 
-    Processes that ask at the same time make it once. Raises DataError where a source's file cannot be read.
-    """
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    folder = cache_dir / f"index-{_fingerprint(sources, seed, settings)}"
-    measure = _Measure(encoder, media)
-    with _locked(folder.with_suffix(".lock")):
-        if folder.exists():
-            index = Index(folder)
-            if index.still_refuses(measure):
-                return index
-            shutil.rmtree(folder)
-        beside = folder.with_suffix(".part")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        _write(beside, sources, measure, seed, num_workers)
-        beside.rename(folder)
-    return Index(folder)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
 
-def refusal(
-    refused: list[DataError], remedy: str = "mend them, or set data.on_error=skip to leave them out"
-) -> DataError:
-    """One error for all refused samples: the first, how many of each kind, and a few more by name."""
-    first, others = refused[0], refused[1:NAMED]
-    counts = Counter(error.reason for error in refused)
-    lines = [first.detail] if first.detail else []
-    lines += [
-        f"{len(refused)} such samples: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    ]
-    lines += [f"also {error.source}, record {error.record}: {error.reason}" for error in others]
-    lines += [remedy]
-    return DataError(first.source, first.record, first.reason, "\n    ".join(lines))
-
-
-@dataclass
-class _Row:
-    line: bytes
-    length: int
-    tiles: int
-    supervised: int
-
-
-class _Measure:
-    """One sample to one row of the index. Raises DataError."""
-
-    def __init__(self, encoder: Encoder, media: MediaReader):
-        self._encoder, self._media = encoder, media
-
-    def __call__(self, sample: Sample) -> _Row:
-        encoded = self._encoder.encode(sample, self._media.layouts(sample))
-        visuals = [(v.kind, v.height, v.width, v.grid, v.num_tiles, v.num_tokens) for v in encoded.visuals]
-        line = json.dumps({"sample": _plain(sample), "visuals": visuals}, ensure_ascii=False) + "\n"
-        return _Row(line.encode(), len(encoded.input_ids), encoded.num_tiles, encoded.num_supervised)
-
-
-@dataclass
-class _Refused:
-    error: DataError
-    sample: dict[str, Any] | None  # None where the record is none
-
-
-@dataclass
-class _OfSource:
-    """One record of a source to one row, or to why it is refused."""
-
-    name: str
-    media_root: Path
-    measure: _Measure
-
-    def __call__(self, record: Record) -> _Row | _Refused:
-        sample = None
-        try:
-            sample = to_sample(record[1], self.name, record[0], self.media_root)
-            return self.measure(sample)
-        except DataError as error:
-            return _Refused(error, _plain(sample) if sample else None)
-
-
-def _write(folder: Path, sources: dict[str, SourceConfig], measure: _Measure, seed: int, num_workers: int) -> None:
-    columns: dict[str, list[int]] = {name: [] for name in ("lengths", "tiles", "supervised", "repeats", "sources")}
-    ends, refused = [0], []
-    with (folder / "samples.jsonl").open("wb") as lines:
-        for number, (name, source) in enumerate(sources.items()):
-            records = sampled_records(name, source, seed)
-            for row in _measured(records, _OfSource(name, Path(source.media_root), measure), num_workers):
-                if isinstance(row, _Refused):
-                    refused.append({"error": row.error.__reduce__()[1], "sample": row.sample})
-                    continue
-                lines.write(row.line)
-                ends.append(ends[-1] + len(row.line))
-                values = (row.length, row.tiles, row.supervised, source.repeat, number)
-                for column, value in zip(columns.values(), values, strict=True):
-                    column.append(value)
-    arrays = {name: np.array(values, dtype=np.int32) for name, values in columns.items()}
-    arrays["offsets"] = np.array(ends, dtype=np.int64)
-    np.savez(folder / "sizes.npz", **arrays)  # type: ignore[arg-type]  # its stub takes all keywords for flags
-    content = json.dumps({"refused": refused, "sources": list(sources)}, ensure_ascii=False)
-    (folder / "refused.json").write_text(content, encoding="utf-8")
-
-
-def _measured(records: list[Record], measure: _OfSource, num_workers: int) -> Iterator[_Row | _Refused]:
-    """A row or a refusal per record, in order; by processes where there are many."""
-    feed = iter(records)
-    chunks = iter(lambda: list(islice(feed, CHUNK)), [])
-    large = len(records) > PARALLEL_ABOVE
-    with Progress(disable=not large, transient=True) as progress:
-        task = progress.add_task(f"indexing {measure.name}", total=len(records))
-        if large and num_workers > 1:
-            with shielded():
-                pool = multiprocessing.get_context("fork").Pool(num_workers, _start_process, (measure,))
-            with pool:
-                for rows in pool.imap(_measure_in_process, chunks):
-                    progress.advance(task, len(rows))
-                    yield from rows
-        else:
-            for chunk in chunks:
-                yield from map(measure, chunk)
-                progress.advance(task, len(chunk))
-
-
-_process_measure: _OfSource  # of an index process, set when it starts
-
-
-def _start_process(measure: _OfSource) -> None:
-    global _process_measure
-    _process_measure = measure
-    follow_parent()
-
-
-def _measure_in_process(records: list[Record]) -> list[_Row | _Refused]:
-    return [_process_measure(record) for record in records]
-
-
-def _plain(sample: Sample) -> dict[str, Any]:
-    media = {"images": [str(path) for path in sample.images], "videos": [str(path) for path in sample.videos]}
-    return {"id": sample.id, "source": sample.source, "turns": list(sample.turns), **media, "record": sample.record}
-
-
-def _sample(content: dict[str, Any]) -> Sample:
-    media = {key: [Path(path) for path in content[key]] for key in ("images", "videos")}
-    return Sample(**{**content, **media, "turns": [Turn(*turn) for turn in content["turns"]]})
-
-
-def _fingerprint(sources: dict[str, SourceConfig], seed: int, settings: Any) -> str:
-    files = {}
-    for name, source in sources.items():
-        path = source.path
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in inside if file.is_file()]
-        files[name] = [asdict(source), os.path.abspath(source.file), stamps]
-    content = json.dumps([FORMAT, files, seed, settings], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock of a process that dies."""
-    import fcntl
-
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _flat(lists: pa.ListArray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    values = lists.values
+    fields = {field.name: values.field(field.name).to_numpy() for field in values.type}
+    return lists.offsets.to_numpy() if len(lists) else np.zeros(1, dtype=np.int32), fields

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.config.errors import DataError
 from llava_train.config.mixture import SourceConfig
-from llava_train.config.schema import StageConfig
+from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.data.encode import EncodedSample, Encoder
-from llava_train.data.formats import record_id, to_sample
+from llava_train.data.formats import MediaRoots, media_roots, record_id, to_sample
 from llava_train.data.media import MediaReader
 from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample
@@ -46,7 +45,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Run:
-    """Tokens `start` to `stop` of a sample that are treated alike: those of one medium, or text learned or only read."""
+    """Tokens `start` to `stop` of a sample, treated alike: those of one medium, or text learned or only read."""
 
     start: int
     stop: int
@@ -85,11 +84,12 @@ class Preview:
         sources: dict[str, SourceConfig],
         encoder: Encoder,
         media: MediaReader,
+        data: DataConfig,
         seed: int,
         summary: Summary,
     ):
         self.name, self.stage, self.sources, self.seed = name, stage, sources, seed
-        self._encoder, self._media, self._summary = encoder, media, summary
+        self._encoder, self._media, self._data, self._summary = encoder, media, data, summary
 
     def first(self, count: int) -> Iterator[Shown]:
         """The first `count` samples of the stage in the order of its sources, all if 0."""
@@ -99,13 +99,14 @@ class Preview:
         """What the mixture takes of one source; pixels of the first `decoded` alone, of all if None."""
         source = self.sources[name]
         for number, (position, record) in enumerate(sampled_records(name, source, self.seed)):
-            yield self._shown(name, Path(source.media_root), position, record, decoded is None or number < decoded)
+            decode = decoded is None or number < decoded
+            yield self._shown(name, media_roots(self._data, source), position, record, decode)
 
-    def _shown(self, source: str, media_root: Path, position: int, record: Any, decode: bool) -> Shown:
+    def _shown(self, source: str, roots: MediaRoots, position: int, record: Any, decode: bool) -> Shown:
         tiles, unrendered = None, False
         result: EncodedSample | DataError
         try:
-            sample = to_sample(record, source, position, media_root)
+            sample = to_sample(record, source, position, roots)
             layouts = self._media.layouts(sample)
             result = self._encoder.encode(sample, layouts)
             if decode:

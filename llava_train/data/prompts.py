@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_train.config.errors import DataError
-from llava_train.data.formats import BadRecord, read_records, record_id, to_sample
+from llava_train.data.formats import BadRecord, MediaRoots, read_records, record_id, to_sample
 from llava_train.data.sample import Sample, Turn
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, MediumKind
 
@@ -55,7 +55,7 @@ def read_prompts(path: Path, root: Path, system: str) -> list[Prompt]:
 def _prompt(record: Any, source: str, position: int, root: Path, system: str) -> Prompt:
     identity = record_id(record, position)
     try:
-        sample = to_sample(_as_training_data(record), source, position, root)
+        sample = to_sample(_as_training_data(record), source, position, MediaRoots(root, outside=True))
     except DataError as error:
         return Prompt(identity, error)
     if system and sample.turns[0].role != "system":

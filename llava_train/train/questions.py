@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from llava_train.config.errors import ConfigError, DataError, Fault
 from llava_train.config.mixture import SourceConfig
-from llava_train.data.formats import BadRecord, to_sample
-from llava_train.data.index import refusal
+from llava_train.data.formats import BadRecord, MediaRoots, to_sample
 from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample, Turn
+from llava_train.data.view import refusal
 from llava_train.train.scoring import (
     KINDS,
     LETTERS,
@@ -66,7 +66,7 @@ def read_questions(
 
 
 def _question(record: Any, source: str, position: int, root: Path, score: Kind | Literal["auto"]) -> Question:
-    sample = to_sample(record, source, position, root)
+    sample = to_sample(record, source, position, MediaRoots(root, outside=True))
     try:
         answers, choices = _answers(record), _choices(record)
         if sample.turns[-1].role != "gpt":

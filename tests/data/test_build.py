@@ -28,7 +28,7 @@ from llava_train.config.schema import (
     VideoConfig,
     ZeroConfig,
 )
-from llava_train.data import index as index_module
+from llava_train.data import indexing
 from llava_train.data.build import build_data
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.template import chat_template
@@ -55,7 +55,21 @@ STAGE = StageConfig(
     gradient_checkpointing=False,
     checkpoint=CheckpointConfig(0, 1, 0, "none", False, 0),
 )
-DATA = DataConfig("tiny.json", str(TINY), "error", False, 0, 60.0, 10**6)
+DATA = DataConfig(
+    file="tiny.json",
+    root=str(TINY),
+    on_error="error",
+    allow_missing_sources=False,
+    num_workers=0,
+    decode_timeout=60.0,
+    max_pixels=10**6,
+    max_frames=10**4,
+    max_media=8,
+    too_long="error",
+    sizes="files",
+    allow_outside_root=False,
+    cache="",
+)
 
 
 @pytest.fixture
@@ -194,23 +208,38 @@ def test_skip_lists_bad_samples_and_error_names_them(build, tmp_path):
     assert "data.on_error=skip" in str(caught.value)
 
 
-def test_index_is_reused_until_something_changes(build, tmp_path, monkeypatch):
+@pytest.fixture
+def written(monkeypatch):
+    """A line for each index that is made."""
+    lines, write = [], indexing._write
+    monkeypatch.setattr(indexing, "_write", lambda *args: (lines.append(1), write(*args)))
+    return lines
+
+
+def test_index_is_reused_until_something_changes(build, tmp_path, written):
     data = replace(copy_of_tiny(tmp_path / "tiny"), on_error="skip")
-    written = []
-    write = index_module._write
-    monkeypatch.setattr(index_module, "_write", lambda *args: (written.append(1), write(*args)))
     build(data)
     build(data)
     assert len(written) == 1
     os.utime(data.file, (1, 1))
     build(data)
     assert len(written) == 2
-    build(data, replace(STAGE, max_length=900))
-    assert len(written) == 3
     build(data, replace(STAGE, tag_policy="keep"))
-    assert len(written) == 4
-    build(data, replace(STAGE, global_batch_size=2))
-    assert len(written) == 4
+    assert len(written) == 3
+
+
+def test_one_index_serves_all_geometries_limits_seeds_and_lengths(build, written):
+    stages = [
+        replace(STAGE, max_length=900),
+        replace(STAGE, global_batch_size=2),
+        replace(STAGE, image=ImageConfig("square", [], 1)),
+        replace(STAGE, video=VideoConfig(1.0, 2)),
+    ]
+    lengths = [build(stage=stage)._dataset._samples.sizes.lengths.sum() for stage in (STAGE, *stages)]
+    build(replace(DATA, max_media=9, max_pixels=10**5, too_long="cut"), seed=3)
+    assert len(written) == 1
+    assert lengths[0] == lengths[1] == lengths[2]
+    assert len({lengths[0], *lengths[3:]}) == 3
 
 
 def test_refused_file_that_has_come_since_is_taken(build, tmp_path):
@@ -223,10 +252,10 @@ def test_refused_file_that_has_come_since_is_taken(build, tmp_path):
 
 
 def test_failed_index_leaves_nothing_behind(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_module.np, "savez", lambda *args, **arrays: 1 / 0)
+    monkeypatch.setattr(indexing, "_batch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build()
-    assert not list((tmp_path / "cache").glob("index-????????????????"))
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_file_that_only_decoding_finds_bad_leaves_its_slot_empty(build, tmp_path):
@@ -267,24 +296,25 @@ def test_changed_size_is_refused(build, tmp_path):
 def test_many_samples_are_indexed_by_processes_in_the_same_order(build, tmp_path):
     data = copy_of_tiny(tmp_path / "tiny")
     turns = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
-    records = [{"image": "images/red_disc.png", "conversations": turns} for _ in range(index_module.PARALLEL_ABOVE + 1)]
+    records = [{"image": "images/red_disc.png", "conversations": turns} for _ in range(indexing.PARALLEL_ABOVE + 1)]
     records[700] = {"conversations": turns[:1]}
     Path(data.file).write_text(json.dumps(records))
     together = build(replace(data, on_error="skip", num_workers=2))
     assert [error.record for error in together.refused] == ["700"]
-    sizes = together._dataset._index.sizes
-    alone = build(replace(data, on_error="skip"), seed=1)._dataset._index.sizes
+    sizes = together._dataset._samples.sizes
+    shutil.rmtree(tmp_path / "cache")
+    alone = build(replace(data, on_error="skip"))._dataset._samples.sizes
     for name, values in vars(sizes).items():
         assert np.array_equal(values, getattr(alone, name)), name
-    assert together._dataset._index.sample(700)[0].id == "701"
+    assert together._dataset._samples.sample(700)[0].id == "701"
 
 
 def test_system_and_mixed_media_samples_are_laid_out_in_reading_order(build):
     data = build(stage=replace(STAGE, global_batch_size=17))
     (step,) = data.step_batches(0, 1)
     names = {name: batch for batch in step.batches for name in batch.sample_ids}
-    index = data._dataset._index
-    samples = {index.sample(i)[0].id: index.sample(i)[1] for i in range(17)}
+    found = [data._dataset._samples.sample(i) for i in range(17)]
+    samples = {sample.id: layouts for sample, layouts in found}
     assert [(layout.kind, layout.num_tokens) for layout in samples["both"]] == [("anyres", 88), ("video", 4 * 4 + 1)]
     assert [layout.kind for layout in samples["several"]] == ["padded"] * 3
     assert [layout.num_tiles for layout in samples["frames"]] == [3]
@@ -314,5 +344,5 @@ def test_another_chat_template_makes_the_index_anew(tokenizer, tmp_path):
     for system in ("Be short", "Be short", "Be long"):
         own.chat_template = chat_template("qwen", "front").replace("You are", system)
         build_data(DATA, stage, "one", own, make_geometry(32, 8, IMAGE), 0, 0, 1, tmp_path / "cache")
-        counts.append(len([path for path in (tmp_path / "cache").glob("index-*") if path.is_dir()]))
+        counts.append(len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]))
     assert counts == [1, 1, 2]
