@@ -1,12 +1,13 @@
-"""What a path on disk holds, by its name and the names in it: no record is read.
+"""What a path on disk holds and which files it is made of, by names alone: no record is read.
 
 A new format is a kind here and a reader in `llava_train/data/sources/`.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -21,21 +22,19 @@ FILE_KINDS: dict[str, Kind] = {
     ".tar": "tar",
 }
 RECORD_SUFFIXES = tuple(FILE_KINDS)
-SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # files in folders that `datasets` saved
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
-SPLIT_OF_SHARD = re.compile(r"(.+?)(?:-\d+-of-\d+(?:-[0-9a-f]+)?)?\.parquet")  # the layout of the hub
+UNPACK = "is compressed: unpack it once (gunzip, unzip, zstd -d); what lies in it is then read in its place"
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # files in a folder that `datasets` saved
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")  # as on the hub: train-00000-of-00004.parquet
+_WHOLE_SPLIT = re.compile(r"(train|test|validation|valid|val|dev)\.parquet")
 _PART = re.compile(r"(.+\.(?:csv|tsv))@(.+)", re.IGNORECASE)
-_FOLDER_PART = re.compile(r"(.*[^/@])@([^/@]+)")
+_FOLDER_PART = re.compile(r"(.*[^/@])@([^/@.]+)")
 
 
 def split_of(file: str | Path) -> tuple[Path, str]:
     """The file or folder, and the split that is named behind it: `q.csv@test` -> q.csv, test. Empty where none is."""
-    if found := _PART.fullmatch(str(file)):
-        return Path(found[1]), found[2]
-    found = _FOLDER_PART.fullmatch(str(file))
-    if found and not Path(found[2]).suffix and not Path(file).exists():
-        return Path(found[1]), found[2]
-    return Path(file), ""
+    found = _PART.fullmatch(str(file)) or (None if Path(file).exists() else _FOLDER_PART.fullmatch(str(file)))
+    return (Path(found[1]), found[2]) if found else (Path(file), "")
 
 
 def kind_of(path: Path) -> Kind:
@@ -45,31 +44,72 @@ def kind_of(path: Path) -> Kind:
     if kind := FILE_KINDS.get(path.suffix.lower()):
         return kind
     if path.suffix.lower() in COMPRESSED:
-        raise ValueError("is compressed; unpack it once (gunzip, unzip): what is in it is read by its place")
+        raise ValueError(UNPACK)
     raise ValueError(f"is no record file; allowed: {' '.join(RECORD_SUFFIXES)}, or a folder")
 
 
 def _kind_of_folder(path: Path) -> Kind:
     if (path / SAVED_SPLITS).is_file() or (path / SAVED).is_file():
         return "arrow"
-    if parquet_files(path):
+    if _parquet_files(path):
         return "parquet"
-    return "tar" if any(path.glob("*.tar")) else "pictures"
+    return "tar" if any(path.glob("*.tar")) or _packed(path) else "pictures"
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """Shards of a folder, or of its folder `data`, in the order of their names."""
+def shards(path: Path, split: str) -> list[Path]:
+    """The files of a Parquet, Arrow or tar source, in order. Raises OSError or ValueError.
+
+    Of a folder with several splits, one must be named; shards that are numbered must all be there.
+    """
+    if not path.is_dir():
+        return [path]
+    if (kind := kind_of(path)) == "arrow":
+        return _saved_files(path, split)
+    parquet, tar = _parquet_files(path), sorted(path.glob("*.tar"))
+    if packed := _packed(path):
+        raise ValueError(f"{packed} {UNPACK}")
+    if parquet and tar:
+        raise ValueError(f"holds {parquet[0].name} and {tar[0].name}: keep one format in a folder, or name a file")
+    return _parquet_shards(path, split) if kind == "parquet" else tar
+
+
+def _packed(folder: Path) -> str:
+    return min((file.name for pattern in ("*.tar.*", "*.tgz") for file in folder.glob(pattern)), default="")
+
+
+def _parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
 
 
-def pick_split(path: Path, split: str, splits: Sequence[str]) -> str:
-    """The split to be read of those there are. Raises ValueError unless it is one of them, or the only one."""
-    names = list(dict.fromkeys(splits))
-    if split in names:
-        return split
-    if not split and len(names) == 1:
-        return names[0]
-    told = f"holds splits {', '.join(names)}"
-    if split:
+def _parquet_shards(path: Path, split: str) -> list[Path]:
+    by_split: dict[str, list[Path]] = {}
+    for file in _parquet_files(path):
+        found = _SHARD.fullmatch(file.name) or _WHOLE_SPLIT.fullmatch(file.name)
+        by_split.setdefault(found[1] if found else "", []).append(file)
+    name = _pick(path, split, by_split)
+    numbered = [found for file in by_split[name] if (found := _SHARD.fullmatch(file.name))]
+    if missing := sorted(set(range(int(numbered[0][3]))) - {int(found[2]) for found in numbered}) if numbered else []:
+        raise ValueError(
+            f"lacks {len(missing)} of {numbered[0][3]} shards of {name}, first {missing[0]:05}: fetch them"
+        )
+    return by_split[name]
+
+
+def _saved_files(path: Path, split: str) -> list[Path]:
+    if (path / SAVED_SPLITS).is_file():
+        path = path / _pick(path, split, json.loads((path / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"])
+        split = ""
+    state = json.loads((path / SAVED).read_text(encoding="utf-8"))
+    if split and split != state["_split"]:
+        raise ValueError(f"is split {state['_split']}, not {split}")
+    return [path / entry["filename"] for entry in state["_data_files"]]
+
+
+def _pick(path: Path, split: str, splits: Iterable[str]) -> str:
+    names = list(splits)
+    told = f"holds splits {', '.join(name or 'without name' for name in names)}"
+    if split and split not in names:
         raise ValueError(f"{told}, none called {split}")
-    raise ValueError(f"{told}: name the one to read, as {path.name}@{names[0]}")
+    if not split and len(names) > 1:
+        raise ValueError(f"{told}: name the one to read, as {path.name}@{names[0] or names[1]}")
+    return split or names[0]

@@ -13,10 +13,13 @@ from typing import TypeVar
 
 from llava_train.config.errors import DataError
 from llava_train.config.kinds import Kind, kind_of, split_of
+from llava_train.data.sources.arrow import Arrow
 from llava_train.data.sources.json_lines import JsonLines
 from llava_train.data.sources.json_list import JsonList
+from llava_train.data.sources.parquet import Parquet
 from llava_train.data.sources.plain import Plain
 from llava_train.data.sources.raw import Raw, Reader, record_of
+from llava_train.data.sources.tars import Tars
 
 __all__ = ["Raw", "Source", "open_source", "record_of"]
 
@@ -26,6 +29,9 @@ READERS: dict[Kind, Callable[[Path, str], Reader]] = {
     "json": JsonList,
     "jsonl": JsonLines,
     "table": Plain,
+    "parquet": Parquet,
+    "arrow": Arrow,
+    "tar": Tars,
     "pictures": Plain,
 }
 

@@ -36,7 +36,7 @@ class Reader(Protocol):
 
 def made(record: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> Raw:
     """A record that stands in no file as it is."""
-    return Raw(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass"), blobs=blobs)
+    return Raw(json.dumps(record).encode(), blobs=blobs)
 
 
 def record_of(raw: Raw) -> Any:

@@ -1,0 +1,57 @@
+"""Folders that Hugging Face `datasets` saved: Arrow streams, memory-mapped. Images and videos are read in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from llava_train.config.kinds import shards
+from llava_train.data.sources.columns import NUM_ROWS, Place, chosen_columns, records
+from llava_train.data.sources.raw import Raw
+
+
+@dataclass(frozen=True)
+class Arrow:
+    path: Path
+    split: str
+
+    def files(self) -> list[Path]:
+        return shards(self.path, self.split)
+
+    def count(self) -> int:
+        return sum(batch.num_rows for path in self.files() for batch in pa.ipc.open_stream(_mapped(path)))
+
+    def __iter__(self) -> Iterator[Raw]:
+        first = 0
+        for path in self.files():
+            mapped = _mapped(path)
+            locate = _Locate(Path(os.path.abspath(path)), mapped.address, mapped.size)
+            with pa.ipc.open_stream(mapped) as stream:
+                columns = chosen_columns(stream.schema)
+                for batch in stream:
+                    batch = batch.select(columns)
+                    for start in range(0, batch.num_rows, NUM_ROWS):
+                        yield from records(batch.slice(start, NUM_ROWS), first + start, locate)
+                    first += batch.num_rows
+
+
+def _mapped(path: Path) -> pa.Buffer:
+    with pa.memory_map(str(path)) as file:
+        return file.read_buffer()
+
+
+@dataclass(frozen=True)
+class _Locate:
+    """Bytes of a batch that was not unpacked lie in the mapped file."""
+
+    path: Path
+    address: int
+    mapped: int
+
+    def __call__(self, address: int, size: int) -> Place | None:
+        offset = address - self.address
+        return Place(self.path, offset, size) if 0 <= offset <= self.mapped - size else None

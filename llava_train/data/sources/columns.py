@@ -1,0 +1,118 @@
+"""Rows of Arrow tables as records: what Parquet files and folders of `datasets` have in common.
+
+Columns: `conversations` or `messages`; `image`, `images`, `video`, `videos`, each cell nothing, a path, bytes, a struct
+{bytes, path}, or a list of them; and those of `TEXTS`. Other columns are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from llava_train.config.plain import BadRecord
+from llava_train.data.sources.raw import Raw, made
+
+TURNS = ("conversations", "messages")
+MEDIA = {"image": "image", "images": "image", "video": "video", "videos": "video"}  # columns to keys of a record
+TEXTS = ("id", "data_source", "width", "height", "answers", "choices", "type", "prompt")
+NUM_ROWS = 64  # that are held at a time, with their media
+
+
+class Place(NamedTuple):
+    """Bytes that lie in a file as they are."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+Locate = Callable[[int, int], Place | None]  # of an address and a size in memory
+
+
+def chosen_columns(schema: pa.Schema) -> list[str]:
+    """Those that make a record. Raises ValueError where there are no conversations."""
+    if not any(name in schema.names for name in TURNS):
+        raise ValueError(f"has no column {' or '.join(TURNS)}; found: {', '.join(schema.names)}")
+    return [name for name in schema.names if name in (*TURNS, *MEDIA, *TEXTS)]
+
+
+def records(batch: pa.RecordBatch, first: int, locate: Locate = lambda *_: None) -> Iterator[Raw]:
+    """One per row. `first`: number of the first row, for names. Media go as blobs where `locate` finds no place."""
+    columns = {name: _values(batch.column(name), locate) for name in chosen_columns(batch.schema)}
+    for i in range(batch.num_rows):
+        row = {name: values[i] for name, values in columns.items() if values[i] is not None}
+        yield _record(row, f"row {first + i}")
+
+
+def _values(array: pa.Array, locate: Locate) -> list:
+    """As Python values; bytes that lie in a file as a `Place`."""
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        ends = array.offsets.to_pylist()
+        flat, valid = _values(array.values.slice(ends[0], ends[-1] - ends[0]), locate), array.is_valid().to_pylist()
+        return [
+            flat[start - ends[0] : end - ends[0]] if there else None
+            for start, end, there in zip(ends, ends[1:], valid, strict=False)
+        ]
+    if pa.types.is_struct(array.type):
+        fields = {field.name: _values(array.field(i), locate) for i, field in enumerate(array.type)}
+        valid = array.is_valid().to_pylist()
+        return [{name: flat[i] for name, flat in fields.items()} if valid[i] else None for i in range(len(array))]
+    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+        return _contents(array, locate)
+    return array.to_pylist()
+
+
+def _contents(array: pa.Array, locate: Locate) -> list[Place | bytes | None]:
+    _, offsets, data = array.buffers()
+    kind = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    ends = np.frombuffer(offsets, kind)[array.offset : array.offset + len(array) + 1].tolist()
+    valid = array.is_valid().to_pylist()
+    return [
+        (locate(data.address + start, end - start) or data[start:end].to_pybytes()) if there else None
+        for start, end, there in zip(ends, ends[1:], valid, strict=False)
+    ]
+
+
+def _record(row: dict[str, Any], name: str) -> Raw:
+    media: dict[str, list] = {"image": [], "video": []}
+    try:
+        for key in TURNS:
+            if key in row:
+                row[key] = _without_nulls(row[key], media)
+        for key in [key for key in row if key in MEDIA]:
+            value = row.pop(key)
+            media[MEDIA[key]] += value if isinstance(value, list) else [value]
+        blobs: list[bytes] = []
+        found = {kind: [_medium(value, f"{kind} of {name}", blobs) for value in media[kind]] for kind in media}
+    except BadRecord as error:
+        return Raw(b"", bad=f"{name}: {error}")
+    return made(row | {kind: [value for value in found[kind] if value] for kind in media}, tuple(blobs))
+
+
+def _without_nulls(turns: Any, media: dict[str, list]) -> Any:
+    """A struct has all keys in all rows. Media that typed parts hold themselves are moved to `media`."""
+    if isinstance(turns, list):
+        return [_without_nulls(turn, media) for turn in turns]
+    if not isinstance(turns, dict):
+        return turns
+    for kind in media:
+        if isinstance(turns.get(kind), dict | bytes | Place):
+            media[kind].append(turns.pop(kind))
+    return {key: _without_nulls(value, media) for key, value in turns.items() if value is not None}
+
+
+def _medium(value: Any, name: str, blobs: list[bytes]) -> str | dict[str, Any] | None:
+    """A medium as in `Raw`; a path as it is; None for none."""
+    content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if content is None or isinstance(content, str):
+        return content or path
+    if isinstance(content, bytes):
+        blobs.append(content)
+        return {"blob": len(blobs) - 1, "name": path or name}
+    if isinstance(content, Place):
+        return {**content._asdict(), "path": str(content.path), "name": path or name}
+    raise BadRecord(f"{name} is a {type(content).__name__}; media are paths, bytes, or structs of both")

@@ -1,0 +1,34 @@
+"""Parquet: a file, or a folder of shards, read a few rows at a time; images and videos inside are blobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from llava_train.config.kinds import shards
+from llava_train.data.sources.columns import NUM_ROWS, chosen_columns, records
+from llava_train.data.sources.raw import Raw
+
+
+@dataclass(frozen=True)
+class Parquet:
+    path: Path
+    split: str
+
+    def files(self) -> list[Path]:
+        return shards(self.path, self.split)
+
+    def count(self) -> int:
+        return sum(pq.read_metadata(file).num_rows for file in self.files())
+
+    def __iter__(self) -> Iterator[Raw]:
+        first = 0
+        for path in self.files():
+            with pq.ParquetFile(path, memory_map=True) as file:
+                columns = chosen_columns(file.schema_arrow)
+                for batch in file.iter_batches(NUM_ROWS, columns=columns):
+                    yield from records(batch, first)
+                    first += batch.num_rows

@@ -1,0 +1,48 @@
+"""The same samples in every format: the same records, and the same bytes of their media."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from in_every_format import CONTENTS, NUMBERS, WRITERS, record
+
+from llava_train.data.sample import PackedFile
+from llava_train.data.sources import open_source, record_of
+
+
+@pytest.fixture(params=WRITERS)
+def written(request, tmp_path) -> Path:
+    """The samples in one of the formats."""
+    return WRITERS[request.param](tmp_path)
+
+
+def test_records_and_bytes_are_the_same_in_every_format(written):
+    source = open_source(written, "s")
+    assert source.count() == len(NUMBERS)
+    for number, raw in zip(NUMBERS, source, strict=True):
+        found = record_of(raw)
+        media = found.pop("image")
+        assert [entry.read() if isinstance(entry, PackedFile) else _file(source, entry) for entry in media] == [
+            CONTENTS[name] for name in record(number)["image"]
+        ]
+        found.pop("video", None)
+        assert found == {key: value for key, value in record(number).items() if key != "image"}
+
+
+def _file(source, entry: str) -> bytes:
+    return (source.path.parent / entry).read_bytes()
+
+
+def test_media_within_tar_and_arrow_files_are_read_in_place(tmp_path):
+    for name in ("tar", "saved"):
+        (folder := tmp_path / name).mkdir()
+        media = [m for raw in open_source(WRITERS[name](folder), "s") for m in record_of(raw)["image"]]
+        assert len(media) == len(CONTENTS)
+        assert all(medium.content is None and medium.path.is_absolute() for medium in media)
+
+
+def test_source_says_what_it_depends_on(written):
+    files = open_source(written, "s").files()
+    assert files
+    assert all(Path(file).is_file() for file in files)
