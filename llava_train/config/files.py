@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.kinds import RECORD_SUFFIXES, split_of
+from llava_train.config.kinds import kind_of, shards, split_of
 from llava_train.config.mixture import UNRELEASED, SourceConfig, file_sources, stage_sources
 from llava_train.config.plain import read_plain
 from llava_train.config.sampling import parse_sampling
@@ -18,6 +18,7 @@ from llava_train.config.schema import Config, StageConfig
 
 TINY = "tiny"  # the value of model.init that stands for random weights
 COUNT_LIMIT = 64 * 2**20  # bytes; a larger file is not opened to count its records
+PACKED_KINDS = ("parquet", "arrow", "tar")  # to count these takes a library, or reading them through
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -106,11 +107,11 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
         problem, remedy = source_problem(source, own=bool(data.file))
         if problem:
             faults.append(Fault(key, f"source {source_name}: {problem}", remedy))
-        elif source.path.stat().st_size > COUNT_LIMIT:
+        elif kind_of(source.path) in PACKED_KINDS or source.path.stat().st_size > COUNT_LIMIT:
             records.not_counted.append(source_name)
         else:
             try:
-                size = parse_sampling(source.sampling).size(count_records(Path(source.file)))
+                size = parse_sampling(source.sampling).size(count_records(source.file))
             except ValueError as error:
                 faults.append(Fault(key, f"source {source_name}: {source.file}: {error}", "mend the file"))
                 continue
@@ -138,24 +139,33 @@ def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
             where = f"download {source.repository}" if source.repository else "put it there"
             remedy = f"{where}, or set data.root; {leave_out}"
         return f"no file {source.path}", remedy
+    try:
+        if kind_of(source.path) in PACKED_KINDS:
+            shards(*split_of(source.file))
+    except (OSError, ValueError) as error:
+        return f"{source.path} {error}", "name a file or folder of one of the formats of docs/data.md"
     if not Path(source.media_root).is_dir():
         return f"no media folder {source.media_root}", "put the images and videos there, or set data.root"
     return "", ""
 
 
-def count_records(path: Path) -> int:
+def count_records(file: str | Path) -> int:
     """Records of a JSON list, a table or a folder, or non-blank lines of a JSONL file. ValueError if it is none."""
-    if (plain := read_plain(path)) is not None:
-        return len(plain)
-    if path.suffix not in RECORD_SUFFIXES:
-        raise ValueError(f"is no record file; allowed: {' '.join(RECORD_SUFFIXES)}")
-    if path.suffix == ".jsonl":
+    path, split = split_of(file)
+    if (kind := kind_of(path)) in ("table", "pictures"):
+        return len(read_plain(path, split))
+    if kind == "jsonl":
         with path.open("rb") as lines:
             return sum(1 for line in lines if line.strip())
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, list):
         raise ValueError("is JSON, but no list of records")
     return len(content)
+
+
+def index_folder(config: Config) -> Path:
+    """Where the indexes of sources and the plans of epochs are kept, for all runs beside this one."""
+    return Path(config.data.cache or Path(config.run.dir).parent / "index")
 
 
 def is_hub_name(name: str) -> bool:

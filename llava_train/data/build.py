@@ -22,11 +22,13 @@ from llava_train.data.held_out import held_out_samples
 from llava_train.data.indexing import Reading, load_index
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
+from llava_train.data.packing import Budget, PackSizes
 from llava_train.data.processes import follow_parent, shielded
-from llava_train.data.sampler import FileOrder, Order, StepOrder
+from llava_train.data.sampler import OnceOrder, Order, make_order
 from llava_train.data.sources import open_source
 from llava_train.data.view import Samples, Source, refusal
 from llava_train.family.onevision.chat import stage_template
+from llava_train.family.onevision.cost import ModelDims, sample_cost
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
@@ -102,14 +104,16 @@ def build_data(
     stage_name: str,
     tokenizer: PreTrainedTokenizerBase,
     geometry: Geometry,
+    dims: ModelDims,
     seed: int,
     rank: int,
     world_size: int,
     cache_dir: Path,
     evaluation: EvaluationConfig | None = None,
 ) -> StageData:
-    """Reads or makes the stage's index; sets apart what `evaluation` holds out of training.
+    """Reads or makes the indexes of the stage's sources; sets apart what `evaluation` holds out of training.
 
+    dims: of the model, by which packs are made to cost the same.
     Raises ConfigError (sources, template, nothing left to train on), DataError (samples, on_error=error).
     """
     encoder = make_encoder(tokenizer, stage, stage_name, data.too_long)
@@ -131,12 +135,19 @@ def build_data(
         _refuse(samples, data)
         return samples
 
+    cost = sample_cost(dims, stage, recompute=False)  # as if nothing were, so that packs stay when that changes
+
+    def measures(samples: Samples, draws: np.ndarray) -> PackSizes:
+        lengths, tiles, supervised = (getattr(samples.sizes, n)[draws] for n in ("lengths", "tiles", "supervised"))
+        return PackSizes(lengths, tiles, cost(lengths, tiles, supervised))
+
     def steps(samples: Samples, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
-        dataset = StepDataset(samples, draws, encoder, media, order, stage.pack, rank, world_size)
+        dataset = StepDataset(samples, draws, encoder, media, order, rank, world_size)
         return StageData(dataset, order, samples.num_by_source(draws), samples.refused, data, held_out)
 
     def measured(samples: Samples, positions: np.ndarray) -> StageData:
-        return steps(samples, positions, FileOrder(len(positions), HELD_OUT_BATCH))
+        budget = Budget(stage.pack.max_tokens, stage.pack.max_tiles)
+        return steps(samples, positions, OnceOrder(measures(samples, positions), budget, HELD_OUT_BATCH))
 
     samples, held_out = read(data), None
     trained = np.arange(len(samples))
@@ -147,7 +158,8 @@ def build_data(
         held = held_out_samples(samples.sizes.content, evaluation.held_out, seed, stage_name)
         held_out, trained = measured(samples, trained[held]), trained[~held]
     draws = np.repeat(trained, samples.sizes.repeats[trained])
-    return steps(samples, draws, StepOrder(len(draws), stage.global_batch_size, seed, stage_name), held_out)
+    order = make_order(measures(samples, draws), stage, stage_name, seed, world_size, cache_dir)
+    return steps(samples, draws, order, held_out)
 
 
 def _refuse(samples: Samples, data: DataConfig) -> None:

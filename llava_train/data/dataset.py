@@ -15,11 +15,9 @@ from torch.utils.data import Dataset
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.errors import DataError
-from llava_train.config.schema import PackConfig
 from llava_train.data.collate import collate, filler
 from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.media import MediaReader
-from llava_train.data.packing import plan_step
 from llava_train.data.sampler import Order
 from llava_train.data.view import Samples
 
@@ -44,26 +42,17 @@ class StepDataset(Dataset):
         encoder: Encoder,
         media: MediaReader,
         order: Order,
-        pack: PackConfig,
         rank: int,
         world_size: int,
     ):
         self._samples, self._draws, self._order = samples, draws, order
-        self._encoder, self._media, self._pack = encoder, media, pack
+        self._encoder, self._media = encoder, media
         self._rank, self._world_size = rank, world_size
 
     def __getitem__(self, step: int) -> StepBatches:
-        drawn = self._draws[self._order.positions(step)]
-        sizes = self._samples.sizes
-        plan = plan_step(
-            sizes.lengths[drawn].tolist(),
-            sizes.tiles[drawn].tolist(),
-            self._world_size,
-            self._pack.max_tokens,
-            self._pack.max_tiles,
-        )
+        packs = self._order.packs(step, self._world_size)[self._rank]
         skipped: list[DataError] = []
-        batches = [self._pack_of(drawn[pack], skipped) for pack in plan[self._rank]]
+        batches = [self._pack_of([int(self._draws[i]) for i in pack], skipped) for pack in packs]
         return StepBatches(step, self._order.epoch(step), batches, skipped)
 
     def _pack_of(self, positions: Sequence[int], skipped: list[DataError]) -> PackedBatch:

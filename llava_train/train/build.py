@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from llava_train.config.files import index_folder
 from llava_train.config.schema import Config
 from llava_train.data import build as data_build
+from llava_train.family.onevision.cost import read_dims
 from llava_train.family.onevision.geometry import Geometry, make_geometry
 from llava_train.model.attention import choose_kernel
 from llava_train.model.build import DTYPES, LoadedModel, load_model
@@ -35,10 +37,11 @@ def build_data(config: Config, stage: Stage, model: LoadedModel, ranks: Ranks) -
             stage.name,
             model.tokenizer,
             _geometry(model, stage),
+            read_dims(model.model.config),
             config.run.seed,
             ranks.rank,
             ranks.world_size,
-            stage.folder / "index",
+            index_folder(config),
             config.evaluation,
         )
 

@@ -30,6 +30,7 @@ from llava_train.config.schema import (
 )
 from llava_train.data import indexing
 from llava_train.data.build import build_data
+from llava_train.family.onevision.cost import KNOWN
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.template import chat_template
 
@@ -72,11 +73,14 @@ DATA = DataConfig(
 )
 
 
+DIMS = KNOWN["Qwen/Qwen2-0.5B-Instruct"]
+
+
 @pytest.fixture
 def build(tokenizer, tmp_path):
     def make(data: DataConfig = DATA, stage: StageConfig = STAGE, rank: int = 0, world_size: int = 1, seed: int = 0):
         geometry = make_geometry(32, 8, stage.image)
-        return build_data(data, stage, "one", tokenizer, geometry, seed, rank, world_size, tmp_path / "cache")
+        return build_data(data, stage, "one", tokenizer, geometry, DIMS, seed, rank, world_size, tmp_path / "cache")
 
     return make
 
@@ -343,6 +347,6 @@ def test_another_chat_template_makes_the_index_anew(tokenizer, tmp_path):
     counts = []
     for system in ("Be short", "Be short", "Be long"):
         own.chat_template = chat_template("qwen", "front").replace("You are", system)
-        build_data(DATA, stage, "one", own, make_geometry(32, 8, IMAGE), 0, 0, 1, tmp_path / "cache")
+        build_data(DATA, stage, "one", own, make_geometry(32, 8, IMAGE), DIMS, 0, 0, 1, tmp_path / "cache")
         counts.append(len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]))
     assert counts == [1, 1, 2]

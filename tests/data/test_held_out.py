@@ -12,6 +12,7 @@ from llava_train.config.errors import ConfigError
 from llava_train.config.load import load
 from llava_train.config.schema import DataConfig, EvaluationConfig
 from llava_train.data.build import build_data
+from llava_train.family.onevision.cost import KNOWN
 from llava_train.family.onevision.geometry import make_geometry
 
 CONFIG = load(["+recipe=tiny"])
@@ -25,7 +26,7 @@ def build(tokenizer, tmp_path):
 
     def make(seed: int = 0, rank: int = 0, world_size: int = 1, data: DataConfig = DATA, **evaluation):
         held_out = EvaluationConfig({}, 1, 1, every=1, **evaluation)
-        where = (seed, rank, world_size, tmp_path / "cache", held_out)
+        where = (KNOWN["Qwen/Qwen2-0.5B-Instruct"], seed, rank, world_size, tmp_path / "cache", held_out)
         return build_data(data, STAGE, "one", tokenizer, make_geometry(32, 8, STAGE.image), *where)
 
     return make
