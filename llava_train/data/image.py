@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -79,27 +80,33 @@ def to_tiles(image: Image.Image, layout: VisualLayout, geometry: Geometry, out: 
     assert (image.height, image.width) == (layout.height, layout.width), (image.size, layout)
     size = geometry.tile_size
     tiles = np.empty((layout.num_tiles, 3, size, size), dtype=np.uint8) if out is None else out
-    square = _pad_to_square(image) if layout.kind == "padded" else image
-    tiles[0] = to_square(square, size)
+    tiles[0] = to_square(_pad_to_square(image) if layout.kind == "padded" else image, size)
     if layout.kind == "anyres":
-        _cut(image, layout, geometry, tiles[1:])
+        height, width = geometry.resized(layout)
+        if height == width == size:  # its only tile is the overview
+            tiles[1] = tiles[0]
+        else:
+            _cut(image.resize((width, height), Image.Resampling.BICUBIC), layout.grid, tiles[1:])
     return tiles
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:
     """uint8 [3, size, size], squashed: the aspect ratio is lost."""
-    return _channels_first(image.resize((size, size), Image.Resampling.BICUBIC))
+    return np.stack(list(_planes(image.resize((size, size), Image.Resampling.BICUBIC))))
 
 
-def _cut(image: Image.Image, layout: VisualLayout, geometry: Geometry, out: np.ndarray) -> None:
-    """The image fitted into its canvas, centred on black, cut row by row."""
-    size, (rows, columns) = geometry.tile_size, layout.grid
-    height, width = geometry.resized(layout)
-    fitted = image.resize((width, height), Image.Resampling.BICUBIC)
-    top, left = (rows * size - height) // 2, (columns * size - width) // 2
-    canvas = np.zeros((3, rows * size, columns * size), dtype=np.uint8)
-    canvas[:, top : top + height, left : left + width] = _channels_first(fitted)
-    out[:] = canvas.reshape(3, rows, size, columns, size).transpose(1, 3, 0, 2, 4).reshape(out.shape)
+def _cut(fitted: Image.Image, grid: tuple[int, int], out: np.ndarray) -> None:
+    """Fills `out` with the tiles, row by row, of a canvas that has `fitted` centred on black."""
+    size, (rows, columns) = out.shape[-1], grid
+    top, left = (rows * size - fitted.height) // 2, (columns * size - fitted.width) // 2
+    if fitted.size != (columns * size, rows * size):
+        out[:] = 0
+    for channel, plane in enumerate(_planes(fitted)):
+        for tile, (row, column) in enumerate(product(range(rows), range(columns))):
+            y, x = row * size - top, column * size - left  # of the tile in the fitted image
+            shown = plane[max(y, 0) : max(y + size, 0), max(x, 0) : max(x + size, 0)]
+            height, width = shown.shape
+            out[tile, channel, max(-y, 0) :, max(-x, 0) :][:height, :width] = shown
 
 
 def _pad_to_square(image: Image.Image) -> Image.Image:
@@ -109,5 +116,7 @@ def _pad_to_square(image: Image.Image) -> Image.Image:
     return square
 
 
-def _channels_first(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).transpose(2, 0, 1)
+def _planes(image: Image.Image) -> Iterator[np.ndarray]:
+    """Red, green and blue, uint8 [height, width] each: Pillow sorts pixels out faster than NumPy."""
+    for name in "RGB":
+        yield np.frombuffer(image.tobytes("raw", name), dtype=np.uint8).reshape(image.height, image.width)

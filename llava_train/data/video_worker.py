@@ -132,8 +132,7 @@ def answer(place: Place, size: int, fps: float, max_frames: int) -> Found | np.n
     frames = by_decord(place, found, indices) or by_av(place, found, indices)
     squares = np.empty((len(indices), 3, size, size), dtype=np.uint8)
     for square, frame in zip(squares, frames, strict=True):
-        resized = Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)
-        square[:] = np.asarray(resized).transpose(2, 0, 1)
+        square[:] = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     return squares
 
 
