@@ -15,19 +15,19 @@ from yaml import YAMLError
 
 from llava_train.config.assets import shipped_mixtures
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.kinds import RECORD_SUFFIXES, split_of
+from llava_train.config.kinds import RECORD_SUFFIXES, kind_of, split_of
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.config.typed import build, nearest
 
 MIXTURE_SUFFIXES = (".yaml", ".yml")
-READABLE = f"records in {' '.join(RECORD_SUFFIXES)}, a folder of pictures, a mixture in .yaml"
+READABLE = f"records in {' '.join(RECORD_SUFFIXES)}, a folder of pictures or of such files, a mixture in .yaml"
 UNRELEASED = "unreleased"
 
 
 @dataclass
 class SourceConfig:
-    """A file of records or a folder of pictures. Paths are relative to `data.root`, media to `media_root` below it."""
+    """A file or a folder of records or pictures. Paths are relative to `data.root`, media to `media_root` below it."""
 
     file: str
     media_root: str = ""
@@ -106,8 +106,8 @@ def stage_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceConfi
 
 def is_readable(file: str, root: str) -> bool:
     """Whether a person's own file is of a kind that `file_sources` reads."""
-    is_folder = Path(file).is_dir() or Path(root, file).is_dir()
-    return is_folder or split_of(file)[0].suffix in (*RECORD_SUFFIXES, *MIXTURE_SUFFIXES)
+    is_folder = split_of(file)[0].is_dir() or split_of(Path(root, file))[0].is_dir()
+    return is_folder or split_of(file)[0].suffix.lower() in (*RECORD_SUFFIXES, *MIXTURE_SUFFIXES)
 
 
 def file_sources(file: str, root: str) -> dict[str, SourceConfig]:
@@ -129,8 +129,9 @@ def _below(sources: dict[str, SourceConfig], root: str) -> dict[str, SourceConfi
 
 
 def _with_folder(source: SourceConfig) -> SourceConfig:
-    """A folder's media lie in it."""
-    return replace(source, media_root=source.file) if source.path.is_dir() else source
+    """Pictures lie in the folder that is read."""
+    is_pictures = source.path.is_dir() and kind_of(source.path) == "pictures"
+    return replace(source, media_root=source.file) if is_pictures else source
 
 
 def _read_mixture(path: Path) -> dict[str, SourceConfig]:
@@ -175,7 +176,4 @@ def _source_faults(key: str, source: SourceConfig) -> list[Fault]:
         faults.append(Fault(f"{key}.sampling", problem, allowed))
     if source.repeat < 1:
         faults.append(Fault(f"{key}.repeat", f"is {source.repeat}", "set it to 1 or more, or leave the source out"))
-    if source.path.suffix not in ("", *RECORD_SUFFIXES):
-        remedy = f"allowed: {' '.join(RECORD_SUFFIXES)}, or a folder"
-        faults.append(Fault(f"{key}.file", f"{source.file} is no record file", remedy))
     return faults

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.kinds import TABLE_SUFFIXES, split_of
+from llava_train.config.kinds import TABLE_SUFFIXES
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DELIMITERS = ",;\t"
@@ -46,12 +46,9 @@ class BadRecord(ValueError):
     """A record of the wrong form; the message says how."""
 
 
-def read_plain(file: str | Path) -> list[Record | BadRecord] | None:
-    """The records of a table, or of its rows of a split, or of a folder; None where the file is neither."""
-    path, split = split_of(file)
-    if path.is_dir():
-        return read_folder(path)
-    return read_table(path, split) if path.suffix.lower() in TABLE_SUFFIXES else None
+def read_plain(path: Path, split: str = "") -> list[Record | BadRecord]:
+    """The records of a folder or a table. Raises OSError or ValueError."""
+    return read_folder(path) if path.is_dir() else read_table(path, split)
 
 
 def read_table(path: Path, split: str = "") -> list[Record | BadRecord]:

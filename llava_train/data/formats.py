@@ -1,4 +1,4 @@
-"""LLaVA JSON and JSONL, tables and folders: records as they stand in a file become `Sample`s.
+"""Records, as `llava_train.data.sources` gives them, become `Sample`s.
 
 A record: `id` (optional), `conversations` [{from, value}] or [{role, content}], or `messages` with typed parts (see
 `messages.py`), `image` and `video` each a path or a list of paths, both optional. A first `system` turn replaces the
@@ -7,14 +7,13 @@ default; a leading answer to nothing is dropped.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_train.config.errors import DataError
 from llava_train.config.mixture import SourceConfig
-from llava_train.config.plain import BadRecord, read_plain
+from llava_train.config.plain import BadRecord
 from llava_train.config.schema import DataConfig
 from llava_train.data.messages import from_messages
 from llava_train.data.paths import inside
@@ -27,31 +26,6 @@ ROLES: dict[str, Role] = {
     "gpt": "gpt",
     "assistant": "gpt",
 }
-
-
-def read_records(path: Path, source: str) -> list[Any]:
-    """All records of a file: of .jsonl one per line that is not blank, of tables and folders as `config.plain` reads
-    them, else a JSON list. A bad one is kept as a `BadRecord`, so that positions stay. Raises DataError where the file
-    as a whole cannot be read."""
-    try:
-        if (plain := read_plain(path)) is not None:
-            return plain
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            return [_parse_line(line) for line in text.split("\n") if line.strip()]
-        records = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise DataError(source, "-", "unreadable file", f"{path}: {error}") from error
-    if not isinstance(records, list):
-        raise DataError(source, "-", "unreadable file", f"{path} holds no list of records")
-    return records
-
-
-def _parse_line(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return BadRecord(f"no JSON: {error}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +48,9 @@ class MediaRoots:
 def media_roots(data: DataConfig, source: SourceConfig) -> MediaRoots:
     """Of a source of a run."""
     by_records = data.sizes == "records"
-    return MediaRoots(Path(source.media_root), Path(data.root), data.allow_outside_root, by_records)
+    return MediaRoots(
+        Path(source.media_root).absolute(), Path(data.root).absolute(), data.allow_outside_root, by_records
+    )
 
 
 def to_sample(record: Any, source: str, position: int, roots: MediaRoots) -> Sample:

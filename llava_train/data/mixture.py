@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from llava_train.config.mixture import SourceConfig, stage_sources
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig, StageConfig
-from llava_train.data.formats import read_records
+from llava_train.data.sources import open_source, record_of
 
 
 def present_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceConfig]:
@@ -19,7 +20,17 @@ def present_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceCon
     return {name: source for name, source in sources.items() if source.path.exists()}
 
 
-def sampled_records(name: str, source: SourceConfig, seed: int) -> list[tuple[int, Any]]:
-    """(position, record as read) of what the mixture takes of one source, each once. Raises DataError for its file."""
-    records = read_records(Path(source.file), name)
-    return [(i, records[i]) for i in parse_sampling(source.sampling).select(len(records), (seed, name))]
+def sampled_records(name: str, source: SourceConfig, seed: int) -> Iterator[tuple[int, Any]]:
+    """(position, record) of what the mixture takes of one source, each once, in the order of its file.
+
+    The file is read as far as records are taken, and all through before where their number decides. Raises DataError.
+    """
+    records, sampling = open_source(source.file, name), parse_sampling(source.sampling)
+    if sampling.kind == "all" or (sampling.kind == "first" and sampling.percent is None):
+        stop, wanted = sampling.count, None
+    else:
+        chosen = sampling.select(records.count(), (seed, name))
+        stop, wanted = chosen[-1] + 1 if chosen else 0, set(chosen)
+    for position, raw in islice(enumerate(records), stop):
+        if wanted is None or position in wanted:
+            yield position, record_of(raw)

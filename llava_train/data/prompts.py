@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_train.config.errors import DataError
-from llava_train.data.formats import BadRecord, MediaRoots, read_records, record_id, to_sample
+from llava_train.data.formats import BadRecord, MediaRoots, record_id, to_sample
 from llava_train.data.sample import Sample, Turn
+from llava_train.data.sources import open_source, record_of
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, MediumKind
 
 TAGS: dict[MediumKind, str] = {"image": IMAGE_TAG, "video": VIDEO_TAG}
@@ -45,7 +46,8 @@ class Prompt:
 
 def read_prompts(path: Path, root: Path, system: str) -> list[Prompt]:
     """All records of a file. `system`: of those that have no system turn. Raises DataError where two have one id."""
-    prompts = [_prompt(record, path.name, i, root, system) for i, record in enumerate(read_records(path, path.name))]
+    records = map(record_of, open_source(path, path.name))
+    prompts = [_prompt(record, path.name, i, root, system) for i, record in enumerate(records)]
     twice = [identity for identity, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
     if twice:
         raise DataError(path.name, twice[0], "id used twice", "answers are told apart by it; give each record its own")

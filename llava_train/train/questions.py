@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ def read_questions(
     """
     questions, refused = list[Question](), list[DataError]()
     for name, source in sources.items():
-        for position, record in sampled_records(name, source, seed)[: limit or None]:
+        for position, record in islice(sampled_records(name, source, seed), limit or None):
             try:
                 questions.append(_question(record, name, position, Path(source.media_root), score))
             except DataError as error:

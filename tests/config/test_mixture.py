@@ -19,7 +19,7 @@ def test_sampling_takes_what_the_original_takes():
     cases = [case for case in GOLDEN if case["strategy"] not in STRICT and not case.get("error")]
     assert len(cases) >= 15
     for case in cases:
-        taken = parse_sampling(case["strategy"]).select(case["n"], (0, "s"))
+        taken = list(parse_sampling(case["strategy"]).select(case["n"], (0, "s")))
         assert len(taken) == case["count"], case
         if case.get("ids") is not None:
             assert taken == case["ids"]
@@ -42,13 +42,14 @@ def test_sampling_takes_what_the_original_takes():
     ],
 )
 def test_sampling_by_hand(text, num_records, taken):
-    assert parse_sampling(text).select(num_records, (0, "s")) == taken
+    assert list(parse_sampling(text).select(num_records, (0, "s"))) == taken
 
 
 def test_random_sampling_depends_on_seed_and_name_alone():
     draw = parse_sampling("random:50%").select
     first = draw(100, (0, "a"))
     assert len(set(first)) == 50
+    assert first == sorted(first)
     assert set(first) <= set(range(100))
     assert first == draw(100, (0, "a"))
     assert len({tuple(first), tuple(draw(100, (1, "a"))), tuple(draw(100, (0, "b")))}) == 3
@@ -127,7 +128,6 @@ def test_the_original_form_is_read(tmp_path):
         ("datasets: [{json_path: a.json}, {json_path: a.json}]", "mix.yaml: a", "repeat: N"),
         ("sources: {a: {file: a.json, sampling: 'firts:3'}}", "mix.yaml: a.sampling", "allowed: all, first:N"),
         ("sources: {a: {file: a.json, repeat: 0}}", "mix.yaml: a.repeat", "1 or more"),
-        ("sources: {a: {file: a.txt}}", "mix.yaml: a.file", ".json .jsonl"),
         ("sources: {a: {flie: a.json}}", "mix.yaml: sources.a.flie", "did you mean sources.a.file?"),
         ("sources: {a: {file: 3}}", "mix.yaml: sources.a.file", "a text"),
         ("sources: {}", "mix.yaml: sources", "at least one"),

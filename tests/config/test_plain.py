@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llava_train.config.files import count_records
-from llava_train.config.plain import BadRecord, read_folder, read_plain, read_table, split_of
+from llava_train.config.kinds import split_of
+from llava_train.config.plain import BadRecord, read_folder, read_plain, read_table
 
 
 @pytest.fixture
@@ -100,8 +101,8 @@ SPLITS = "image,answer,Split\na.png,1,train\nb.png,2,Test\nc.png,3,train\nd.png,
 
 def test_rows_of_a_split_are_read_by_its_name(table):
     path = table(SPLITS)
-    assert [record["image"] for record in read_plain(f"{path}@Train")] == [["a.png"], ["c.png"]]
-    assert [record["id"] for record in read_plain(f"{path}@test")] == ["line 3"]
+    assert [record["image"] for record in read_plain(path, "Train")] == [["a.png"], ["c.png"]]
+    assert [record["id"] for record in read_plain(path, "test")] == ["line 3"]
     assert split_of("a/q.csv@x") == (split_of("a/q.csv")[0], "x")
     assert split_of("a@b/q.json") == (split_of("a@b/q.json")[0], "")
 
@@ -111,9 +112,9 @@ def test_table_with_splits_is_not_read_as_a_whole(table):
     with pytest.raises(ValueError, match=r"column Split has rows 2 of train, 1 of test, 1 of none: .*as q\.csv@train"):
         read_plain(path)
     with pytest.raises(ValueError, match="column Split has no rows of val, only 2 of train"):
-        read_plain(f"{path}@val")
+        read_plain(path, "val")
     with pytest.raises(ValueError, match="no column split, so no rows of val; found: image, answer"):
-        read_plain(f"{table('image,answer,x' + chr(10))}@val")
+        read_plain(table("image,answer,x\n"), "val")
 
 
 @pytest.fixture

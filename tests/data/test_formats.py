@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from llava_train.config.errors import DataError
-from llava_train.data.formats import read_records, to_sample
+from llava_train.data.formats import to_sample
 from llava_train.data.sample import Medium, Turn
 
 ROOT = Path("media")
 TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-
-
-def test_json_and_jsonl_hold_the_same_records(tmp_path):
-    records = [{"id": 1, "conversations": TURNS}, {"id": "zwei", "conversations": TURNS}]
-    (tmp_path / "a.json").write_text(json.dumps(records))
-    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps(record) for record in records) + "\n")
-    assert read_records(tmp_path / "a.json", "s") == read_records(tmp_path / "a.jsonl", "s") == records
-
-
-def test_line_separators_within_a_text_do_not_split_a_jsonl_record(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"id": "a\u2028b"}\n', encoding="utf-8")
-    assert read_records(tmp_path / "a.jsonl", "s") == [{"id": "a\u2028b"}]
-
-
-def test_bad_line_is_refused_at_its_position(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"id": 1}\n{"id": \n')
-    records = read_records(tmp_path / "a.jsonl", "s")
-    with pytest.raises(DataError, match=r"s, record 1: bad record \(no JSON"):
-        to_sample(records[1], "s", 1, ROOT)
-
-
-@pytest.mark.parametrize("content", ["{", '{"id": 1}', None])
-def test_unreadable_file_is_refused_as_a_whole(tmp_path, content):
-    if content:
-        (tmp_path / "a.json").write_text(content)
-    with pytest.raises(DataError, match=r"s, record -: unreadable file .*a\.json"):
-        read_records(tmp_path / "a.json", "s")
 
 
 @pytest.mark.parametrize(

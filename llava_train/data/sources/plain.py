@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_train.config.plain import BadRecord, read_folder, read_table
+from llava_train.config.plain import BadRecord, read_plain
 from llava_train.data.sources.raw import Raw, made
 
 
@@ -22,11 +22,8 @@ class Plain:
         return sorted(path for path in self.path.rglob("*") if path.is_file())
 
     def count(self) -> int:
-        return len(self._records())
+        return len(read_plain(self.path, self.split))
 
     def __iter__(self) -> Iterator[Raw]:
-        for record in self._records():
+        for record in read_plain(self.path, self.split):
             yield Raw(b"", bad=str(record)) if isinstance(record, BadRecord) else made(record)
-
-    def _records(self) -> list:
-        return read_folder(self.path) if self.path.is_dir() else read_table(self.path, self.split)
