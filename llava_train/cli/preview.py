@@ -23,23 +23,44 @@ from llava_train.data.build import make_encoder
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
 from llava_train.data.preview import Preview, Shown, Summary, as_record, as_text
+from llava_train.data.preview_page import PreviewPage
+from llava_train.data.survey import survey
+from llava_train.family.onevision.cost import ModelDims
 from llava_train.family.onevision.geometry import make_geometry
-from llava_train.family.onevision.settings import OneVisionSettings, read_model
+from llava_train.family.onevision.settings import OneVisionSettings, model_dims, read_model
 
 
 def run(argv: list[str]) -> int:
     """Prints the samples or writes them to preview.out, then a summary line. Raises ConfigError, DataError."""
     config = load(argv)
     sources = _sources(config)
-    settings, tokenizer = _read_model(config.model)
+    settings, dims, tokenizer = _read_model(config.model)
     summary = Summary()
-    with _output(config.preview.out) as output:
-        show = _printer(config, output, tokenizer)
-        for shown in _shown(config, sources, settings, tokenizer, summary):
-            show(shown)
+    previews = _previews(config, sources, settings, tokenizer, summary)
+    if config.preview.format == "html":
+        _write_page(config, previews, PreviewPage(tokenizer, dims, config.run.seed))
+    else:
+        _show(config, previews, tokenizer)
     to_pipe = config.preview.format == "jsonl" and not config.preview.out
     print(summary, file=sys.stderr if to_pipe else sys.stdout)
     return 0
+
+
+def _show(config: Config, previews: Iterator[Preview], tokenizer: PreTrainedTokenizerBase) -> None:
+    with _output(config.preview.out) as output:
+        show = _printer(config, output, tokenizer)
+        for preview in previews:
+            for shown in preview.first(config.preview.count):
+                show(shown)
+
+
+def _write_page(config: Config, previews: Iterator[Preview], page: PreviewPage) -> None:
+    path = config.preview.out or str(Path(config.run.dir, "preview.html"))
+    for preview in previews:
+        page.add_stage(preview.name, preview.stage, survey(preview, config.preview.count, page.add))
+    with _output(path) as output:
+        output.write(page.html(f"{config.run.name}: preview"))
+    print(f"{path} ({os.path.getsize(path) / 1e6:.1f} MB): open it in a browser")
 
 
 def _sources(config: Config) -> dict[str, dict[str, SourceConfig]]:
@@ -58,27 +79,28 @@ def _sources(config: Config) -> dict[str, dict[str, SourceConfig]]:
     return sources
 
 
-def _read_model(model: ModelConfig) -> tuple[OneVisionSettings, PreTrainedTokenizerBase]:
+def _read_model(model: ModelConfig) -> tuple[OneVisionSettings, ModelDims, PreTrainedTokenizerBase]:
     from llava_train.model.build import resolve_init
 
     with TemporaryDirectory() as folder:
-        return read_model(resolve_init(model, Path(folder)))
+        resolved = resolve_init(model, Path(folder))
+        settings, tokenizer = read_model(resolved)
+        return settings, model_dims(resolved), tokenizer
 
 
-def _shown(
+def _previews(
     config: Config,
     sources: dict[str, dict[str, SourceConfig]],
     settings: OneVisionSettings,
     tokenizer: PreTrainedTokenizerBase,
     summary: Summary,
-) -> Iterator[Shown]:
+) -> Iterator[Preview]:
     for name, of_stage in sources.items():
         stage = config.stages[name]
         geometry = make_geometry(settings.tile_size, settings.patch_size, stage.image)
         media = make_media_reader(config.data, stage.video, geometry)
         encoder = make_encoder(tokenizer, stage, name, config.data.too_long)
-        count = config.preview.count
-        yield from Preview(name, stage, of_stage, encoder, media, config.data, config.run.seed, summary).first(count)
+        yield Preview(name, stage, of_stage, encoder, media, config.data, config.run.seed, summary)
 
 
 def _printer(config: Config, output: TextIO, tokenizer: PreTrainedTokenizerBase):

@@ -193,8 +193,8 @@ class LogConfig:
 @dataclass
 class PreviewConfig:
     format: Literal["text", "jsonl", "html"] = "text"
-    count: int = 4  # samples per stage; 0 = all
-    out: str = ""  # "" = the terminal
+    count: int = 4  # samples per stage, on the page per source of it; 0 = all
+    out: str = ""  # "" = the terminal; of the page preview.html in the run's folder
     stage: str = ""  # "" = every stage
 
 

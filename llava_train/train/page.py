@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 from string import Template
 
@@ -15,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from llava_train.config.schema import VideoConfig
+from llava_train.data.html import data_uri, escaped
 from llava_train.data.image import UnreadableImage, open_image
 from llava_train.data.video import UnreadableVideo, VideoReader
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
@@ -45,7 +43,7 @@ class Page:
         left_out = f"the {len(order):,} lowest of " if len(order) < len(predictions) else ""
         options = {name: sorted({getattr(predictions[i], name) for i in order}) for name in ("source", "type")}
         return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-            title=escape(title),
+            title=escaped(title),
             rows="".join(map(_row, rows)),
             count=f"{left_out}{len(predictions):,} questions, errors first",
             selects="".join(_select(name, values) for name, values in options.items()),
@@ -63,28 +61,25 @@ class Page:
         more = f"<span class=more>and {len(paths) - MEDIA} more</span>" if len(paths) > MEDIA else ""
         counts = Counter(prediction.answers or [prediction.answer])
         references = [text if count == 1 else f"{text} ({count} times)" for text, count in counts.most_common()]
-        options = "".join(f"<li><b>{escape(k)}</b> {escape(text)}" for k, text in prediction.choices.items())
+        options = "".join(f"<li><b>{escaped(k)}</b> {escaped(text)}" for k, text in prediction.choices.items())
         return (
-            f'<article class="{verdict}" data-verdict={verdict} data-source="{escape(prediction.source)}"'
-            f' data-type="{escape(prediction.type)}"><div class=media>{media}{more}</div><div class=text>'
-            f"<p class=question>{escape(_words(prediction.question))}</p>"
+            f'<article class="{verdict}" data-verdict={verdict} data-source="{escaped(prediction.source)}"'
+            f' data-type="{escaped(prediction.type)}"><div class=media>{media}{more}</div><div class=text>'
+            f"<p class=question>{escaped(_words(prediction.question))}</p>"
             + (f"<ul>{options}</ul>" if options else "")
-            + f"<dl><dt>answer<dd class=said>{escape(prediction.predicted) or '<i>nothing</i>'}"
-            f"<dt>reference<dd>{escape(' | '.join(references))}</dl>"
-            f"<footer><span class=badge>{_mark(score)}</span>{escape(prediction.type)} · {escape(prediction.source)}"
-            f" · record {escape(prediction.record)}</footer></div></article>"
+            + f"<dl><dt>answer<dd class=said>{escaped(prediction.predicted) or '<i>nothing</i>'}"
+            f"<dt>reference<dd>{escaped(' | '.join(references))}</dl>"
+            f"<footer><span class=badge>{_mark(score)}</span>{escaped(prediction.type)} · {escaped(prediction.source)}"
+            f" · record {escaped(prediction.record)}</footer></div></article>"
         )
 
     def _read_picture(self, path: str, kind: str) -> str:
         try:
             image = self._strip(Path(path)) if kind == "video" else open_image(Path(path), self._max_pixels)
         except (UnreadableImage, UnreadableVideo, FileNotFoundError):
-            return f"<span class=more>{escape(Path(path).name)} cannot be read</span>"
+            return f"<span class=more>{escaped(Path(path).name)} cannot be read</span>"
         image.thumbnail((SIDE * (FRAMES if kind == "video" else 1), SIDE))
-        file = io.BytesIO()
-        image.convert("RGB").save(file, "JPEG", quality=82)
-        data = base64.b64encode(file.getvalue()).decode()
-        return f'<img alt="{escape(Path(path).name)}" src="data:image/jpeg;base64,{data}" loading=lazy>'
+        return f'<img alt="{escaped(Path(path).name)}" src="{data_uri(image)}" loading=lazy>'
 
     def _strip(self, path: Path) -> Image.Image:
         frames = self._videos.frames(path, SIDE // 2)[:FRAMES]
@@ -105,13 +100,13 @@ def _row(row: Row) -> str:
         f"<b style='left:{row.score.value:.1%}'></b></span>"
     )
     return (
-        f"<tr><td>{escape(row.source)}<td>{escape(row.type)}<td class=n>{row.count:,}<td class=n>{told(row.score)}"
+        f"<tr><td>{escaped(row.source)}<td>{escaped(row.type)}<td class=n>{row.count:,}<td class=n>{told(row.score)}"
         f"<td>{bar}<td class=n>{told(row.loss)}"
     )
 
 
 def _select(name: str, values: Sequence[str]) -> str:
-    options = "".join(f'<option value="{escape(value)}">{escape(value)}' for value in values)
+    options = "".join(f'<option value="{escaped(value)}">{escaped(value)}' for value in values)
     return f"<label>{name} <select data-by={name}><option value=''>all{options}</select></label>"
 
 

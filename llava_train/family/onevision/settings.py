@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import ModelConfig
 from llava_train.family.onevision.chat import read_chat_template
+from llava_train.family.onevision.cost import ModelDims, join_dims, read_dims
 from llava_train.family.onevision.start import language_model_fault, tower_fault
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.family.onevision.tokens import add_tags, prepare_tokenizer
@@ -44,6 +45,14 @@ def read_model(model: ModelConfig) -> tuple[OneVisionSettings, PreTrainedTokeniz
     add_tags(tokenizer)
     ids = tokenizer.get_added_vocab()
     return OneVisionSettings(tower.image_size, tower.patch_size, ids[IMAGE_TAG], ids[VIDEO_TAG]), tokenizer
+
+
+def model_dims(model: ModelConfig) -> ModelDims:
+    """Dimensions of the model that `read_model` reads."""
+    if model.init:
+        return read_dims(_config(model.init, "model.init"))
+    tower = _config(model.vision_tower, "model.vision_tower")
+    return join_dims(_config(model.language_model, "model.language_model"), getattr(tower, "vision_config", tower))
 
 
 def read_config(folder_or_name: str) -> OneVisionSettings:
