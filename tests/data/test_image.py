@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
+import os
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from llava_train.data.image import UnreadableImage, image_size, open_image, to_tiles
+from llava_train.data.sample import PackedFile
 from llava_train.family.onevision.geometry import Geometry
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -80,42 +85,149 @@ def test_tiles_equal_transformers_on_random_sizes():
         assert np.abs(normalised(padded) - several).max() <= 1e-6, (height, width)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_every_mode_becomes_rgb_as_pil_converts_it(tmp_path, mode):
-    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    golden_image("noise", 3, 20, 10).convert(mode).save(path)
-    assert np.array_equal(np.asarray(open_image(path, LIMIT)), np.asarray(Image.open(path).convert("RGB")))
+@pytest.mark.parametrize("size", [(1, 10000), (10000, 1)])
+def test_extreme_sizes_fill_their_tiles(size):
+    image = golden_image("noise", 1, *size[::-1])
+    layout = DEMO.image(*size)
+    assert to_tiles(image, layout, DEMO).shape == (layout.num_tiles, 3, 32, 32)
 
 
-def test_exif_rotation_is_ignored(tmp_path):
-    path = tmp_path / "rotated.jpg"
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def png(width: int, height: int, depth: int, colour: int, content: bytes) -> bytes:
+    """A PNG of any kind; `content`: its rows, each with a leading 0."""
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
+        (b"IDAT", zlib.compress(content)),
+    ]
+    chunks = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in [*parts, (b"IEND", b"")]
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+NOISE = golden_image("noise", 3, 40, 20)
+PALETTE = NOISE.convert("P")
+
+
+@pytest.mark.parametrize(
+    ("image", "format", "options"),
+    [
+        (NOISE, "JPEG", {}),
+        (NOISE, "JPEG", {"progressive": True}),
+        (NOISE.convert("L"), "JPEG", {}),
+        (NOISE.convert("CMYK"), "JPEG", {}),
+        (NOISE.convert("CMYK"), "TIFF", {}),
+        (NOISE.convert("RGBA").rotate(30), "PNG", {}),
+        (NOISE.convert("LA"), "PNG", {}),
+        (NOISE.convert("1"), "PNG", {}),
+        (PALETTE, "PNG", {}),
+        (PALETTE, "PNG", {"transparency": 3}),
+        (PALETTE, "PNG", {"transparency": bytes(range(256))}),
+        (PALETTE, "GIF", {"transparency": 3}),
+        (NOISE.convert("RGBA").rotate(30), "WEBP", {}),
+        (NOISE, "BMP", {}),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value)[:20],
+)
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+def test_images_become_rgb_as_pillow_converts_them(placed, image, format, options):
+    content = encoded(image, format, **options)
+    file = placed("a.jpg", content)  # whatever the name says
+    assert image_size(file) == (20, 40)
+    assert np.array_equal(
+        np.asarray(open_image(file, LIMIT)), np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    )
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP"])
+def test_animation_gives_its_first_frame(placed, format):
+    others = [Image.new("RGB", (40, 20), "red"), Image.new("RGB", (40, 20), "lime")]
+    blue = Image.new("RGB", (40, 20), "blue")
+    file = placed("a." + format, encoded(blue, format, save_all=True, append_images=others, lossless=True))
+    assert np.array_equal(np.asarray(open_image(file, LIMIT)), np.asarray(blue))
+
+
+def test_sixteen_bits_keep_their_high_byte(placed):
+    grey = np.arange(0, 65536, 128, dtype=np.uint16).reshape(16, 32)
+    expected = np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    big = grey.astype(">u2")
+    contents = [
+        encoded(Image.fromarray(grey), "PNG"),
+        encoded(Image.fromarray(grey), "TIFF"),
+        png(32, 16, 16, 2, b"".join(b"\0" + np.repeat(row, 3).tobytes() for row in big)),  # red, green, blue
+    ]
+    for number, content in enumerate(contents):
+        assert np.array_equal(np.asarray(open_image(placed(f"{number}.png", content), LIMIT)), expected)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_without_a_stated_range_are_refused(placed, kind):
+    content = encoded(Image.fromarray(np.ones((4, 4), dtype=kind)), "TIFF")
+    with pytest.raises(UnreadableImage, match=r"a\.tif.*no stated range: save it in 8 or 16 bits"):
+        open_image(placed("a.tif", content), LIMIT)
+
+
+def test_exif_rotation_is_ignored(placed):
     exif = Image.Exif()
     exif[0x0112] = 6
-    golden_image("blocks", 1, 40, 20).save(path, exif=exif)
-    assert image_size(path) == (20, 40)
-    assert open_image(path, LIMIT).size == (40, 20)
+    file = placed("rotated.jpg", encoded(NOISE, "JPEG", exif=exif))
+    assert image_size(file) == (20, 40)
+    assert open_image(file, LIMIT).size == (40, 20)
 
 
-def test_too_many_pixels_are_refused(tmp_path):
-    path = tmp_path / "a.png"
-    golden_image("noise", 1, 20, 10).save(path)
-    assert open_image(path, 200).size == (20, 10)
-    with pytest.raises(UnreadableImage, match=r"20 x 10 pixels, data\.max_pixels is 199"):
-        open_image(path, 199)
+def test_too_many_pixels_are_refused_by_the_limit_of_the_data_alone(placed, recwarn):
+    file = placed("a.png", png(50000, 50000, 8, 0, b""))
+    assert image_size(file) == (50000, 50000)
+    with pytest.raises(UnreadableImage, match=r"a\.png.*50000 x 50000 pixels, data\.max_pixels is 2499999999"):
+        open_image(file, 2_499_999_999)
+    assert not recwarn.list
+    assert open_image(placed("b.png", encoded(NOISE, "PNG")), 800).size == (40, 20)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
-def test_truncated_file_is_refused(tmp_path, suffix):
-    path = tmp_path / f"a.{suffix}"
-    golden_image("noise", 1, 200, 100).save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UnreadableImage, match=f"a.{suffix}"):
-        open_image(path, LIMIT)
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("part", [0.5, 0.98])
+def test_truncated_image_is_refused(placed, format, part):
+    content = encoded(golden_image("noise", 1, 200, 100), format)
+    with pytest.raises(UnreadableImage, match=r"^a\.img|/a\.img"):
+        open_image(placed("a.img", content[: int(part * len(content))]), LIMIT)
 
 
-def test_missing_and_foreign_files_are_told_apart(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        image_size(tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UnreadableImage):
-        image_size(tmp_path / "text.png")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no image",
+        b"<svg xmlns='http://www.w3.org/2000/svg' width='4' height='4'/>",
+        b"%PDF-1.4\n%%EOF\n",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n",
+        encoded(NOISE, "PPM"),
+    ],
+    ids=["empty", "text", "svg", "pdf", "eps", "ppm"],
+)
+def test_what_is_no_image_is_refused_by_its_content(placed, content):
+    for read in (image_size, lambda file: open_image(file, LIMIT)):
+        with pytest.raises(UnreadableImage, match=r"a\.jpg.*is no JPEG, PNG, WEBP, GIF, BMP, TIFF by its content"):
+            read(placed("a.jpg", content))
+
+
+def test_what_is_no_file_is_missing(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # opened, it would wait for a writer
+    for name in ("none.png", "pipe.png", "."):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            image_size(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"1\.png in .*none\.tar: no such file"):
+        image_size(PackedFile(tmp_path / "none.tar", 0, 9, "1.png"))
+    with pytest.raises(UnreadableImage, match="File name too long"):
+        image_size(tmp_path / ("a" * 300))
+
+
+def test_slice_beyond_the_end_of_its_file_is_refused(tmp_path):
+    (tmp_path / "a.tar").write_bytes(encoded(NOISE, "PNG"))
+    with pytest.raises(UnreadableImage, match=r"1\.png in .*a\.tar ends before it does"):
+        image_size(PackedFile(tmp_path / "a.tar", 10, 10_000, "1.png"))
