@@ -14,6 +14,16 @@ from llava_train.config.schema import Config
 # What changes speed, memory or files, never the step's mathematics beyond rounding.
 _STAGE_FREE = ("pack", "gradient_checkpointing", "checkpoint", "zero")
 _HELD_OUT = ("evaluation.file", "evaluation.held_out")  # fixed where set, else left out
+DATA_FIXED = (
+    "file",
+    "on_error",
+    "allow_missing_sources",
+    "allow_outside_root",
+    "max_pixels",
+    "max_frames",
+    "max_media",
+    "too_long",
+)
 _PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")
 
 
@@ -53,7 +63,7 @@ def _start_and_data(config: Config, stage_name: str) -> dict[str, Any]:
         marks["model.init"] = model.init
     else:
         marks |= {"model.language_model": model.language_model, "model.vision_tower": model.vision_tower}
-    for name in ("file", "on_error", "allow_missing_sources", "max_pixels"):
+    for name in DATA_FIXED:
         marks[f"data.{name}"] = getattr(data, name)
     if stage.mixture and not data.file:
         sources = load_mixture(stage.mixture)

@@ -127,9 +127,9 @@ def build_data(
     def read(data: DataConfig) -> Samples:
         sources = []
         for name, source in present_sources(data, stage).items():
-            reading, opened = Reading(encoder, media, media_roots(data, source)), open_source(source.file, name)
-            own = [*settings, repr(reading.roots)]
-            index = load_index(opened, reading, own, data.num_workers, cache_dir, mend=rank == 0)
+            reading = Reading(encoder, media, media_roots(data, source))
+            opened = open_source(os.path.abspath(source.file), name)
+            index = load_index(opened, reading, settings, data.num_workers, cache_dir, mend=rank == 0)
             sources.append(Source(name, source, index, reading))
         samples = Samples(sources, data, media, stage.max_length, seed)
         _refuse(samples, data)

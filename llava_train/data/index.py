@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 
 
 class Index:
-    """The index of one source on disk, its columns as arrays on the mapped file. Picklable; each process maps anew."""
+    """The index of one source, its columns as arrays on the mapped file. Picklable; each process maps anew."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -54,6 +54,10 @@ class Index:
         self._open()
 
     def _open(self) -> None:
+        about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+        for name in (RECORDS, MEDIA):
+            if (size := (self.folder / name).stat().st_size) != about["file_sizes"][name]:
+                raise ValueError(f"{name} has {size} bytes")
         with pa.memory_map(str(self.folder / ROWS)) as file:
             table = pa.ipc.open_file(file).read_all()
         columns: dict[str, Any] = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
@@ -63,7 +67,7 @@ class Index:
         self.media_starts, self.media = _flat(columns["media"])  # int32 [records + 1] into arrays by field
         self.cut_starts, self.cuts = _flat(columns["cuts"])
         self._reasons, self._details = columns["reason"], columns["detail"]
-        self._file = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))["records"]
+        self._file = about["records"]
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -107,19 +107,32 @@ def load_index(
     Processes that ask at the same time make it once. mend: look again for files that were missing or unreadable.
     Raises DataError where the source cannot be read as a whole.
     """
+    settings = [settings, [str(value) for value in vars(reading.roots).values()]]
     about = {"format": FORMAT, "files": _stamps(source.files()), "settings": settings}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / f"{source.path.stem[:40]}-{key}"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_suffix(".lock"), source.name) as alone:
-        if not folder.exists():
+        if (index := _opened(folder)) is None:
             _make(folder, source, reading, about, num_workers, alone)
             return Index(folder)
-        index, reading = Index(folder), reading.packed_in(folder)
-        if mend and (places := _changed(index, reading)):
-            _mend(index, reading, places)
+        here = reading.packed_in(folder)
+        if mend and (places := _changed(index, here)):
+            _mend(index, here, places)
             return Index(folder)
         return index
+
+
+def _opened(folder: Path) -> Index | None:
+    """None where there is none; one that a disk has damaged goes."""
+    if not folder.exists():
+        return None
+    try:
+        return Index(folder)
+    except (OSError, ValueError, KeyError) as error:  # Arrow's own are ValueErrors and OSErrors
+        Console(stderr=True).print(f"damaged, made anew: {folder} ({error})", highlight=False)
+        shutil.rmtree(folder)
+        return None
 
 
 def _make(folder: Path, source: Source, reading: Reading, about: dict[str, Any], num_workers: int, alone: bool) -> None:
@@ -150,7 +163,8 @@ def _write(folder: Path, source: Source, reading: Reading, about: dict[str, Any]
         table = pa.ipc.open_file(mapped).read_all().combine_chunks()  # one batch, so that columns are whole arrays
         _write_rows(folder / ROWS, table.to_batches())
     chunks.unlink()
-    content = about | {"records": RECORDS if is_made else str(source.path.absolute()), "num_records": len(table)}
+    file_sizes = {name: (folder / name).stat().st_size for name in (ROWS, RECORDS, MEDIA)}
+    content = about | {"records": RECORDS if is_made else str(source.path), "file_sizes": file_sizes}
     (folder / ABOUT).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 

@@ -109,7 +109,8 @@ def _view(
 ) -> Sizes:
     """What the mixture takes of one source, in the order of its records; what is left out goes to `refused`."""
     index = source.index
-    taken = np.asarray(parse_sampling(source.config.sampling).select(len(index), (seed, source.name)), dtype=np.int64)
+    selected = parse_sampling(source.config.sampling).select(len(index), (seed, source.name))
+    taken = np.arange(selected.start, selected.stop) if isinstance(selected, range) else np.asarray(selected, np.int64)
     tiles, visual, over = _media_sums(index, data, media)
     tiles, visual, over = tiles[taken], visual[taken], over[taken]
     text, supervised = index.text_tokens[taken], index.supervised[taken].copy()
