@@ -87,11 +87,10 @@ def _parquet_shards(path: Path, split: str) -> list[Path]:
         found = _SHARD.fullmatch(file.name) or _WHOLE_SPLIT.fullmatch(file.name)
         by_split.setdefault(found[1] if found else "", []).append(file)
     name = _pick(path, split, by_split)
-    numbered = [found for file in by_split[name] if (found := _SHARD.fullmatch(file.name))]
-    if missing := sorted(set(range(int(numbered[0][3]))) - {int(found[2]) for found in numbered}) if numbered else []:
-        raise ValueError(
-            f"lacks {len(missing)} of {numbered[0][3]} shards of {name}, first {missing[0]:05}: fetch them"
-        )
+    if numbered := [found for file in by_split[name] if (found := _SHARD.fullmatch(file.name))]:
+        total = int(numbered[0][3])
+        if missing := sorted(set(range(total)) - {int(found[2]) for found in numbered}):
+            raise ValueError(f"lacks {len(missing)} of {total} shards of {name}, first {missing[0]:05}: fetch them")
     return by_split[name]
 
 
@@ -101,7 +100,7 @@ def _saved_files(path: Path, split: str) -> list[Path]:
         split = ""
     state = json.loads((path / SAVED).read_text(encoding="utf-8"))
     if split and split != state["_split"]:
-        raise ValueError(f"is split {state['_split']}, not {split}")
+        raise ValueError(f"is split {state['_split'] or 'without name'}, not {split}")
     return [path / entry["filename"] for entry in state["_data_files"]]
 
 

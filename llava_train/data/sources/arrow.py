@@ -13,6 +13,8 @@ from llava_train.config.kinds import shards
 from llava_train.data.sources.columns import NUM_ROWS, Place, chosen_columns, records
 from llava_train.data.sources.raw import Raw
 
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
+
 
 @dataclass(frozen=True)
 class Arrow:
@@ -40,8 +42,12 @@ class Arrow:
 
 
 def _mapped(path: Path) -> pa.Buffer:
+    """Raises ValueError where the end is missing: Arrow itself reads what is there."""
     with pa.memory_map(str(path)) as file:
-        return file.read_buffer()
+        mapped = file.read_buffer()
+    if mapped[-len(END) :].to_pybytes() != END:
+        raise ValueError(f"{path.name} is cut short")
+    return mapped
 
 
 @dataclass(frozen=True)

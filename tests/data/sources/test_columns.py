@@ -1,0 +1,178 @@
+"""Parquet files and folders of `datasets`: which columns and cells are read how, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from in_every_format import CELL, TURNS, write_parquet, write_saved
+
+from llava_train.config.errors import DataError
+from llava_train.config.plain import BadRecord
+from llava_train.data.sample import PackedFile
+from llava_train.data.sources import columns, open_source, record_of
+
+ASKED = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+PACKED = {"bytes": b"pixels", "path": "a.png"}
+CELLS = {
+    "struct": (CELL, [PACKED, None, {"bytes": None, "path": "b.png"}, {"bytes": b"x", "path": None}]),
+    "list of structs": (pa.list_(CELL), [[PACKED, PACKED], [], None, [{"bytes": None, "path": None}]]),
+    "large list": (pa.large_list(CELL), [[PACKED], [PACKED], None, []]),
+    "path": (pa.string(), ["a.png", None, "", "b.png"]),
+    "paths": (pa.list_(pa.string()), [["a.png", "b.png"], [], None, ["c.png"]]),
+    "bytes": (pa.binary(), [b"pixels", None, b"", b"y"]),
+    "large bytes": (pa.large_binary(), [b"pixels", None, b"", b"y"]),
+    "nothing": (pa.null(), [None] * 4),
+}
+
+
+def plainly(cell) -> list:
+    """What a cell should be read as: paths and bytes."""
+    if isinstance(cell, list):
+        return [entry for one in cell for entry in plainly(one)]
+    if isinstance(cell, dict):
+        cell = cell["path"] if cell["bytes"] is None else cell["bytes"]
+    return [] if cell is None or cell == "" else [cell]
+
+
+def read(entry):
+    return entry.read() if isinstance(entry, PackedFile) else entry
+
+
+def write(folder, table: pa.Table, kind: str, options: pa.ipc.IpcWriteOptions | None = None):
+    """As one Parquet file, or as `datasets` saves a data set, in batches of three rows."""
+    if kind == "parquet":
+        pq.write_table(table, folder / "a.parquet", row_group_size=3)
+        return folder / "a.parquet"
+    with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema, options=options) as stream:
+        stream.write_table(table, max_chunksize=3)
+    (folder / "dataset_info.json").write_text("{}")
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+def table(**arrays: tuple[pa.DataType, list]) -> pa.Table:
+    return pa.table({name: pa.array(values, kind) for name, (kind, values) in arrays.items()})
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 64])
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("column", ["image", "images", "video"])
+@pytest.mark.parametrize(("type_", "cells"), CELLS.values(), ids=CELLS)
+def test_every_kind_of_cell_is_read(tmp_path, type_, cells, column, kind, rows_at_once, monkeypatch):
+    for module in ("arrow", "parquet"):
+        monkeypatch.setattr(f"llava_train.data.sources.{module}.NUM_ROWS", rows_at_once)
+    path = write(tmp_path, table(**{column: (type_, cells), "conversations": (TURNS, [ASKED] * 4)}), kind)
+    found = [record_of(raw) for raw in open_source(path, "s")]
+    assert [[read(entry) for entry in record[column.removesuffix("s")]] for record in found] == [
+        plainly(cell) for cell in cells
+    ]
+    assert [record["conversations"] for record in found] == [ASKED] * 4
+
+
+def test_bytes_of_an_arrow_file_are_read_in_place_and_unpacked_ones_from_memory(tmp_path):
+    made = table(image=(CELL, [PACKED, {"bytes": b"z" * 5000, "path": None}] * 4), messages=(TURNS, [ASKED] * 8))
+    for compression, in_place in ((None, True), ("zstd", False)):
+        (folder := tmp_path / str(compression)).mkdir()
+        path = write(folder, made, "arrow", pa.ipc.IpcWriteOptions(compression=compression))
+        media = [record_of(raw)["image"][0] for raw in open_source(path, "s")]
+        assert [medium.read() for medium in media] == [b"pixels", b"z" * 5000] * 4
+        assert [medium.name for medium in media[:2]] == ["a.png", "image of row 1"]
+        assert all((medium.content is None) == in_place for medium in media)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_messages_have_typed_parts_with_or_without_their_media(tmp_path, kind):
+    part = pa.struct({"type": pa.string(), "text": pa.string(), "image": CELL})
+    turns = pa.list_(pa.struct({"role": pa.string(), "content": pa.list_(part), "name": pa.string()}))
+    image, text = {"type": "image", "text": None, "image": PACKED}, {"type": "text", "text": "q", "image": None}
+    asked = [{"role": "user", "content": [image, text], "name": None}]
+    (raw,) = open_source(write(tmp_path, table(messages=(turns, [asked])), kind), "s")
+    record = record_of(raw)
+    assert [medium.read() for medium in record["image"]] == [b"pixels"]
+    parts = [{"type": "image"}, {"type": "text", "text": "q"}]
+    assert record["messages"] == [{"role": "user", "content": parts}]
+
+
+def test_other_columns_are_passed_over_and_nulls_left_out(tmp_path):
+    arrays = {"id": (pa.string(), ["x", None]), "width": (pa.int64(), [3, None]), "note": (pa.binary(), [b"", b""])}
+    path = write(tmp_path, table(**arrays, conversations=(TURNS, [ASKED, None])), "parquet")
+    first, second = map(record_of, open_source(path, "s"))
+    assert first == {"id": "x", "width": 3, "conversations": ASKED, "image": [], "video": []}
+    assert second == {"image": [], "video": []}
+
+
+def test_a_cell_that_is_no_medium_is_one_bad_record(tmp_path):
+    path = write(tmp_path, table(image=(pa.int64(), [None, 3]), conversations=(TURNS, [ASKED] * 2)), "parquet")
+    good, bad = map(record_of, open_source(path, "s"))
+    assert good["image"] == []
+    assert isinstance(bad, BadRecord)
+    assert str(bad).startswith("row 1: image of row 1 is a int; media are paths, bytes")
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
+    number, size = 64, 2**20
+    images = (pa.binary(), [bytes([i]) * size for i in range(number)])
+    path = write(tmp_path, table(image=images, conversations=(TURNS, [ASKED] * number)), "parquet")
+    del images
+    monkeypatch.setattr("llava_train.data.sources.parquet.NUM_ROWS", 2)
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    try:
+        most = max(pa.total_allocated_bytes() - before for _ in open_source(path, "s"))
+        assert most + tracemalloc.get_traced_memory()[1] < number * size / 4
+    finally:
+        tracemalloc.stop()
+
+
+def refused(path) -> str:
+    with pytest.raises(DataError, match="s, record -: unreadable file") as error:
+        list(open_source(path, "s"))
+    return error.value.detail
+
+
+def test_data_without_conversations_are_refused_with_what_they_hold(tmp_path):
+    path = write(tmp_path, table(image=(CELL, []), text=(pa.string(), [])), "parquet")
+    assert "has no column conversations or messages; found: image, text" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "data-00000-of-00001.arrow"])
+@pytest.mark.parametrize("left", [0, 7, 300, -8])
+def test_damaged_files_are_refused(tmp_path, name, left):
+    made = table(image=(CELL, [PACKED] * 4), conversations=(TURNS, [ASKED] * 4))
+    path = write(tmp_path, made, "parquet" if name == "a.parquet" else "arrow")
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:left])
+    assert str(path) in refused(path)
+
+
+def test_splits_of_a_folder_are_told_and_chosen_by_name(tmp_path):
+    made = table(id=(pa.string(), ["x"]), conversations=(TURNS, [ASKED]))
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "validation"):
+        pq.write_table(made, tmp_path / f"{name}.parquet")
+    assert f"holds splits test, train, validation: name the one to read, as {tmp_path.name}@test" in refused(tmp_path)
+    assert "none called dev" in refused(f"{tmp_path}@dev")
+    assert open_source(f"{tmp_path}@train", "s").count() == 2
+    assert open_source(f"{tmp_path}@validation", "s").count() == len(list(open_source(f"{tmp_path}@test", "s"))) == 1
+    (tmp_path / "train-00000-of-00002.parquet").unlink()
+    assert "lacks 1 of 2 shards of train, first 00000" in refused(f"{tmp_path}@train")
+
+
+def test_folder_of_saved_splits_is_read_by_the_name_of_one(tmp_path):
+    saved = write_saved(tmp_path).rename(tmp_path / "train")
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert f"holds splits train, test: name the one to read, as {tmp_path.name}@train" in refused(tmp_path)
+    assert open_source(f"{tmp_path}@train", "s").count() == open_source(saved, "s").count() > 0
+    assert "is split " in refused(f"{saved}@other")
+
+
+def test_shards_follow_each_other_in_the_order_of_their_names(tmp_path):
+    path = write_parquet(tmp_path)
+    assert [file.name[:11] for file in open_source(path, "s").files()] == ["train-00000", "train-00001"]
+    ids = [record_of(raw)["id"] for raw in open_source(path, "s")]
+    assert ids == [f"id-{n}" for n in range(200)]
+    assert columns.NUM_ROWS < 100
