@@ -6,7 +6,7 @@ into these samples. How a step's samples are packed changes speed and memory, ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,11 @@ class Budget:
     tiles: int
 
 
+def whole(costs: np.ndarray) -> np.ndarray:
+    """Costs in whole units, float64: their sums are the same in any order, so that all ranks make the same plan."""
+    return np.rint(costs * (2**30 / max(costs.max(), 1e-300)))
+
+
 def pack_step(sizes: PackSizes, budget: Budget, world_size: int) -> list[list[list[int]]]:
     """Packs per rank of a step's samples, as many on every rank; [] is a filler, run for symmetry alone.
 
@@ -54,6 +59,7 @@ def pack_step(sizes: PackSizes, budget: Budget, world_size: int) -> list[list[li
     these, dearest first, and swapped between them until the dearest pack cannot be made cheaper.
     Worked case: lengths and costs [5 4 3 2], no tiles, 2 ranks, 7 tokens -> packs {5 2} {4 3} -> [[[0, 3]], [[1, 2]]].
     """
+    sizes = replace(sizes, costs=whole(sizes.costs))
     packs = _fewest(sizes, budget)
     num_packs = -(-len(packs) // world_size) * world_size
     packs = _spread(sizes, budget, num_packs) or packs
@@ -149,11 +155,3 @@ def _swapped(packs: list[list[int]], sizes: PackSizes, budget: Budget) -> list[l
         if taken != nothing:
             owners[taken] = dear
     return [np.flatnonzero(owners[:nothing] == p).tolist() for p in range(len(packs))]
-
-
-def plan_step(
-    lengths: Sequence[int], tiles: Sequence[int], world_size: int, max_tokens: int, max_tiles: int
-) -> list[list[list[int]]]:
-    """`pack_step` by tokens alone. TODO: goes once StepDataset asks its order for packs."""
-    sizes = PackSizes(np.array(lengths), np.array(tiles), np.array(lengths, dtype=np.float64))
-    return pack_step(sizes, Budget(max_tokens, max_tiles), world_size)

@@ -15,7 +15,7 @@ import numpy as np
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import PackConfig, StageConfig
 from llava_train.data.epoch import EpochPlan, load_plan
-from llava_train.data.packing import Budget, PackSizes, deal, pack_step
+from llava_train.data.packing import Budget, PackSizes, deal, pack_step, whole
 
 Ranks = list[list[list[int]]]  # for each rank its packs, as many on every rank, [] a filler; positions of samples
 
@@ -72,7 +72,7 @@ class TokenOrder:
     """
 
     def __init__(self, sizes: PackSizes, pack: PackConfig, seed: int, stage_name: str, num_epochs: int, folder: Path):
-        self._sizes, self._pack, self._folder = sizes, pack, folder
+        self._sizes, self._pack, self._folder, self._costs = sizes, pack, folder, whole(sizes.costs)
         self._budget = Budget(pack.max_tokens, pack.max_tiles)
         self._key = order_key(seed, stage_name)
         self._epoch, self._plan = 0, self._load(0)
@@ -92,7 +92,7 @@ class TokenOrder:
             positions = self._plan.positions[self._plan.starts[start] :]
             return step_packs(self._sizes, positions, self._budget, world_size)
         packs = [self._plan[p] for p in range(start, stop)]
-        costs = np.array([self._sizes.costs[pack].sum() for pack in packs])
+        costs = np.array([self._costs[pack].sum() for pack in packs])
         return [[packs[p].tolist() for p in of_rank] for of_rank in deal(costs, world_size)]
 
     def _load(self, epoch: int) -> EpochPlan:
