@@ -40,7 +40,8 @@ def fingerprint(config: Config, stage_name: str, num_ranks: int) -> dict[str, di
     cannot be read.
     """
     settings = _flat(config.stages[stage_name], f"stages.{stage_name}")
-    keys = tuple(f"stages.{stage_name}.{name}" for name in _STAGE_FREE)
+    tokens = config.stages[stage_name].pack.unit == "tokens"  # then packs decide which samples a step has
+    keys = tuple(f"stages.{stage_name}.{name}" for name in _STAGE_FREE if not (tokens and name == "pack"))
     free = {key: value for key, value in settings.items() if key.startswith(keys)}
     free |= {"number of ranks": num_ranks, "model.attention": config.model.attention}
     free |= {"data.num_workers": config.data.num_workers}

@@ -13,6 +13,7 @@ from llava_train.config.errors import Fault
 from llava_train.config.evaluate_rules import EVALUATE_RULES
 from llava_train.config.generate_rules import GENERATE_RULES
 from llava_train.config.kinds import RECORD_SUFFIXES, split_of
+from llava_train.config.gpus import GPUS
 from llava_train.config.mixture import READABLE, is_readable
 from llava_train.config.schema import (
     CompareConfig,
@@ -69,6 +70,7 @@ STAGE_BOUNDS: tuple[Bound, ...] = (
     ("video.max_frames", ">=", 1),
     ("pack.max_tokens", ">=", 1),
     ("pack.max_tiles", ">=", 1),
+    ("pack.window", ">=", 1),
     ("checkpoint.every", ">=", 0),
     ("checkpoint.keep", ">=", 1),
     ("checkpoint.keep_every", ">=", 0),
@@ -211,12 +213,18 @@ def trackers_once(config: Config) -> Iterator[Fault]:
         yield Fault("log.trackers", f"{config.log.trackers} names one twice", "name each once")
 
 
-def preview_stage_exists(config: Config) -> Iterator[Fault]:
-    stage, names = config.preview.stage, list(config.stages)
-    if stage and stage not in names:
-        close = nearest(stage, names)
-        remedy = f"did you mean {close}?" if close else f"known: {', '.join(names)}; empty for all"
-        yield Fault("preview.stage", f"no stage {stage}", remedy)
+def shown_stage_exists(config: Config) -> Iterator[Fault]:
+    names = list(config.stages)
+    for key, stage in (("preview.stage", config.preview.stage), ("plan.stage", config.plan.stage)):
+        if stage and stage not in names:
+            close = nearest(stage, names)
+            remedy = f"did you mean {close}?" if close else f"known: {', '.join(names)}; empty for all"
+            yield Fault(key, f"no stage {stage}", remedy)
+
+
+def planned_gpu_is_known(config: Config) -> Iterator[Fault]:
+    if config.plan.gpu not in GPUS:
+        yield Fault("plan.gpu", f"{config.plan.gpu} is not known", f"known: {', '.join(GPUS)}")
 
 
 def something_trains(key: str, stage: StageConfig) -> Iterator[Fault]:
@@ -244,6 +252,16 @@ def offload_fits_zero_level(key: str, stage: StageConfig) -> Iterator[Fault]:
         yield Fault(
             f"{key}.zero.offload_parameters", f"needs sharded parameters, and zero.level is {zero.level}", remedy
         )
+
+
+def step_is_counted_in_its_unit(key: str, stage: StageConfig) -> Iterator[Fault]:
+    pack, where = stage.pack, f"{key}.pack.per_step"
+    if pack.unit == "tokens" and pack.per_step < 1:
+        problem = f"{pack.per_step} packs make no step, and {key}.pack.unit is tokens"
+        yield Fault(where, problem, f"set {where}=N, a multiple of the number of ranks; `plan` says what N gives")
+    if pack.unit == "samples" and pack.per_step:
+        problem = f"{key}.pack.unit=samples has steps of {key}.global_batch_size samples and would ignore it"
+        yield Fault(where, problem, f"set {where}=0 or {key}.pack.unit=tokens")
 
 
 def grid_fits_mode(key: str, stage: StageConfig) -> Iterator[Fault]:
@@ -338,12 +356,14 @@ RULES: tuple[Rule, ...] = (
     held_out_loss_has_samples,
     best_is_measured,
     trackers_once,
-    preview_stage_exists,
+    shown_stage_exists,
+    planned_gpu_is_known,
 )
 STAGE_RULES: tuple[StageRule, ...] = (
     something_trains,
     stage_has_an_end,
     offload_fits_zero_level,
+    step_is_counted_in_its_unit,
     grid_fits_mode,
     plain_template_has_no_rules,
     template_has_one_label_rule,

@@ -76,6 +76,15 @@ def test_settings_of_numbers_and_order_bind_by_name():
         assert changed(saved, of(word)) == {"fixed": [key], "free": []}
 
 
+def test_packs_bind_where_they_decide_which_samples_a_step_has():
+    tokens = ["stages.onevision.pack.unit=tokens", "stages.onevision.pack.per_step=8"]
+    saved = of(*tokens)
+    for name, value in (("per_step", 16), ("window", 64), ("max_tokens", 99), ("max_tiles", 99)):
+        key = f"stages.onevision.pack.{name}"
+        assert changed(saved, of(*tokens, f"{key}={value}")) == {"fixed": [key], "free": []}
+    assert "stages.onevision.pack.unit" in changed(of(), saved)["fixed"]
+
+
 def test_a_difference_names_both_values():
     assert differences(fixed(), fixed("run.seed=1")) == ["run.seed: 0 -> 1"]
     assert differences({"a": 1}, {"b": None}) == ["a: 1 -> not set", "b: not set -> None"]

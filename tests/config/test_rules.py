@@ -32,6 +32,17 @@ def broken(config: Config, **values: object) -> Config:
 STAGE = "stages.onevision"
 MEASURED = {"evaluation__every": 2, "evaluation__held_out": 0.05}
 CASES = [
+    ({"plan__stage": "onevison"}, "plan.stage", "did you mean onevision?"),
+    ({"plan__gpu": "h100x"}, "plan.gpu", "known: a100, "),
+    ({"plan__world_size": 0}, "plan.world_size", "allowed: >= 1"),
+    ({"plan__simulate": -1}, "plan.simulate", "allowed: >= 0"),
+    ({"plan__mfu": 0.0}, "plan.mfu", "allowed: > 0"),
+    ({"plan__mfu": 1.1}, "plan.mfu", "<= 1"),
+    ({"data__max_frames": 0}, "data.max_frames", "allowed: > 0"),
+    ({"data__max_media": 0}, "data.max_media", "allowed: > 0"),
+    ({"s__pack__unit": "tokens"}, f"{STAGE}.pack.per_step", f"set {STAGE}.pack.per_step=N"),
+    ({"s__pack__per_step": 8}, f"{STAGE}.pack.per_step", f"set {STAGE}.pack.per_step=0 or {STAGE}.pack.unit=tokens"),
+    ({"s__pack__window": 0}, f"{STAGE}.pack.window", "allowed: >= 1"),
     ({"run__name": "a/b"}, "run.name", "no /, no leading dot"),
     ({"run__name": ""}, "run.name", "not empty"),
     ({"run__name": ".."}, "run.name", "no leading dot"),
