@@ -130,7 +130,7 @@ def build_data(
             reading = Reading(encoder, media, media_roots(data, source))
             opened = open_source(os.path.abspath(source.file), name)
             index = load_index(opened, reading, settings, data.num_workers, cache_dir, mend=rank == 0)
-            sources.append(Source(name, source, index, reading))
+            sources.append(Source(name, source, index, reading.packed_in(index.folder)))
         samples = Samples(sources, data, media, stage.max_length, seed)
         _refuse(samples, data)
         return samples

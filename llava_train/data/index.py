@@ -1,8 +1,8 @@
 """The index of a source on disk: what every sample's length, tiles and cost follow from, without decoding.
 
-A folder, made by `indexing.py`: `rows.arrow`, memory-mapped, one row a record; of records that are not JSON in their own
-file `records.jsonl` and `media.bin`; `source.json`, which says of what. Geometry, limits and sampling are not in it: see
-`view.py`.
+A folder, made by `indexing.py`: `rows.arrow`, memory-mapped, one row a record; of records that are not JSON in their
+own file `records.jsonl` and `media.bin`; `source.json`, which says of what. Geometry, limits and sampling are not in
+it: see `view.py`.
 """
 
 from __future__ import annotations

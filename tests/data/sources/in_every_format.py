@@ -18,7 +18,7 @@ TURNS = pa.list_(pa.struct({"from": pa.string(), "value": pa.string()}))
 
 def picture(number: int) -> bytes:
     content = io.BytesIO()
-    Image.new("RGB", (8 + number, 9), (number * 7 % 256, 3, 200)).save(content, "PNG")
+    Image.new("RGB", (8 + number % 90, 9), (number * 7 % 256, 3, number % 200)).save(content, "PNG")
     return content.getvalue()
 
 
@@ -33,7 +33,8 @@ def record(number: int) -> dict:
     return {"id": f"id-{number}", "data_source": "made", "image": pictures_of(number), "conversations": turns}
 
 
-NUMBERS = range(200)
+NUMBERS = range(500)
+HALF = len(NUMBERS) // 2  # of two shards
 CONTENTS = {name: picture(number * 2 + i) for number in NUMBERS for i, name in enumerate(pictures_of(number))}
 
 
@@ -72,7 +73,7 @@ def write_parquet(folder: Path) -> Path:
     """In the layout of the hub: numbered shards in `data`, more than one row group each."""
     (folder / "data").mkdir()
     for shard in range(2):
-        part = pa.Table.from_pylist(rows(NUMBERS[shard * 100 : shard * 100 + 100]), SCHEMA)
+        part = pa.Table.from_pylist(rows(NUMBERS[shard * HALF : (shard + 1) * HALF]), SCHEMA)
         pq.write_table(part, folder / "data" / f"train-{shard:05}-of-00002.parquet", row_group_size=30)
     return folder
 
@@ -100,7 +101,7 @@ def write_tar(folder: Path) -> Path:
     """Two shards; every third record names its pictures by suffix, every other by name, text has none."""
     for shard in range(2):
         with tarfile.open(folder / f"shard-{shard:06}.tar", "w") as tar:
-            for n in NUMBERS[shard * 100 : shard * 100 + 100]:
+            for n in NUMBERS[shard * HALF : (shard + 1) * HALF]:
                 for i, name in enumerate(pictures_of(n)):
                     add(tar, f"part/{n}.{i}.png", CONTENTS[name])
                 entry = record(n)
@@ -110,6 +111,21 @@ def write_tar(folder: Path) -> Path:
                     del entry["image"]
                 add(tar, f"part/{n}.json", json.dumps(entry).encode())
     return folder
+
+
+def as_messages(number: int) -> dict:
+    """The record in the chat-messages form, its pictures where they stand."""
+    parts = [{"type": "image", "image": name} for name in pictures_of(number)]
+    question, answer = (turn["value"] for turn in record(number)["conversations"])
+    parts.append({"type": "text", "text": question.replace("<image>\n", "")})
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    return {"id": f"id-{number}", "messages": messages}
+
+
+def write_messages(folder: Path) -> Path:
+    write_json(folder)
+    (folder / "m.jsonl").write_text("\n".join(json.dumps(as_messages(n)) for n in NUMBERS), encoding="utf-8")
+    return folder / "m.jsonl"
 
 
 WRITERS = {
