@@ -107,7 +107,7 @@ class Encoder:
 
     def measure(self, sample: Sample) -> Measured:
         """What `encode` would count, whatever the layouts and `max_length`. Raises DataError as it does."""
-        media: list[MediumKind] = []
+        expected, media = [medium.kind for medium in sample.media()], list[MediumKind]()
         tokens = supervised = 0
         cuts: list[tuple[int, int]] = []
         for span in self._spans(self._pieces(sample, self.template.pieces)):
@@ -122,7 +122,7 @@ class Encoder:
                 if not (tokens or media) and labels and labels[0] != IGNORE_INDEX:
                     supervised -= 1  # the first of a sample has no predecessor
                 tokens += len(ids)
-        if media != [medium.kind for medium in sample.media()]:
+        if media != expected:
             raise sample.error(MISMATCH, f"the template makes {len(media)} tags of them")
         if not supervised:
             raise sample.error(NOTHING_SUPERVISED)

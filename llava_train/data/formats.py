@@ -81,7 +81,12 @@ def to_sample(record: Any, source: str, position: int, roots: MediaRoots) -> Sam
 def record_id(record: Any, position: int) -> str:
     """The record's own id, else its position."""
     identity = record.get("id") if isinstance(record, dict) else None
-    return str(position if identity is None else identity)
+    return _writable(str(position if identity is None else identity))
+
+
+def _writable(text: str) -> str:
+    """The text with each lone surrogate, which JSON can hold and no file, as its escape."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def record_name(record: Any, position: int) -> str:
@@ -113,6 +118,8 @@ def _turn(entry: Any) -> Turn:
         raise BadRecord(f"role {role!r} is unknown; known: {', '.join(ROLES)}")
     if not isinstance(text, str):
         raise BadRecord(f"the text of a {role} turn is a {type(text).__name__}")
+    if _writable(text) != text:
+        raise BadRecord(f"the text of a {role} turn holds half of a character: {ascii(text)[:60]}")
     return Turn(ROLES[role], text)
 
 

@@ -66,5 +66,5 @@ def _path(part: dict[str, Any], kind: str) -> str | None:
     if path is not None and not isinstance(path, str):
         raise BadRecord(f"the {kind} of a part is a {type(path).__name__}, not a path")
     if path and "://" in path:
-        raise BadRecord(f"{path} is not on this machine: download it, and give its path")
+        raise BadRecord(f"{path!r} is not on this machine: download it, and give its path")
     return path

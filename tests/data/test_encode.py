@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.config.errors import DataError
 from llava_train.data.encode import Encoder
-from llava_train.data.formats import to_sample
+from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.data.sample import Sample
 from llava_train.family.onevision.template import chat_template, make_template
 from llava_train.family.onevision.tokens import prepare_tokenizer
@@ -32,7 +32,7 @@ def encoder(tokenizer):
 
 def sample_of(conversations: list[dict], num_images: int = 0, num_videos: int = 0) -> Sample:
     record = {"conversations": conversations, "image": ["i.png"] * num_images, "video": ["v.mp4"] * num_videos}
-    return to_sample(record, "golden", 0, Path("root"))
+    return to_sample(record, "golden", 0, MediaRoots(Path("root")))
 
 
 def encode(encoder: Encoder, sample: Sample):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.data.encode import Encoder
-from llava_train.data.formats import to_sample
+from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.template import chat_template
 from llava_train.family.onevision.tokens import prepare_tokenizer
@@ -46,7 +46,7 @@ def sample(turns):
     conversations = [{"role": role, "content": "\n".join(parts)} for role, parts in turns]
     media = [part for _, parts in turns for part in parts if part in TAGS]
     record = {"image": ["i.png"] * media.count("<image>"), "video": ["v.mp4"] * media.count("<video>")}
-    return to_sample({"conversations": conversations, **record}, "s", 0, Path("root"))
+    return to_sample({"conversations": conversations, **record}, "s", 0, MediaRoots(Path("root")))
 
 
 def expected(tokenizer, turns, prompt: bool, jinja: str) -> list[int]:

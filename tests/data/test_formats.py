@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from llava_train.config.errors import DataError
-from llava_train.data.formats import to_sample
+from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.data.sample import Medium, Turn
 
 ROOT = Path("media")
+ROOTS = MediaRoots(ROOT, outside=True)
 TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 
 
@@ -26,31 +27,31 @@ TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     ],
 )
 def test_media_are_a_path_or_a_list(media, images, videos):
-    sample = to_sample({"conversations": TURNS, **media}, "s", 3, ROOT)
+    sample = to_sample({"conversations": TURNS, **media}, "s", 3, ROOTS)
     assert sample.images == [ROOT / path for path in images]
     assert sample.videos == [ROOT / path for path in videos]
 
 
 def test_absolute_paths_stay():
-    assert to_sample({"conversations": TURNS, "image": "/x/a.png"}, "s", 0, ROOT).images == [Path("/x/a.png")]
+    assert to_sample({"conversations": TURNS, "image": "/x/a.png"}, "s", 0, ROOTS).images == [Path("/x/a.png")]
 
 
 def test_id_is_text_or_the_position():
-    assert to_sample({"id": 7, "conversations": TURNS}, "s", 3, ROOT).record == "3 (id 7)"
-    assert to_sample({"conversations": TURNS}, "s", 3, ROOT).id == "3"
+    assert to_sample({"id": 7, "conversations": TURNS}, "s", 3, ROOTS).record == "3 (id 7)"
+    assert to_sample({"conversations": TURNS}, "s", 3, ROOTS).id == "3"
 
 
 def test_role_content_and_role_names_are_accepted():
     conversation = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    assert to_sample({"conversations": conversation}, "s", 0, ROOT).turns == [Turn("human", "q"), Turn("gpt", "a")]
+    assert to_sample({"conversations": conversation}, "s", 0, ROOTS).turns == [Turn("human", "q"), Turn("gpt", "a")]
 
 
 def test_leading_answer_is_dropped_and_system_kept():
     greeting = {"from": "gpt", "value": "hello"}
     system = {"from": "system", "value": "Be terse."}
     turns = [Turn("human", "q"), Turn("gpt", "a")]
-    assert to_sample({"conversations": [greeting, *TURNS]}, "s", 0, ROOT).turns == turns
-    with_system = to_sample({"conversations": [system, greeting, *TURNS]}, "s", 0, ROOT)
+    assert to_sample({"conversations": [greeting, *TURNS]}, "s", 0, ROOTS).turns == turns
+    with_system = to_sample({"conversations": [system, greeting, *TURNS]}, "s", 0, ROOTS)
     assert with_system.turns == [Turn("system", "Be terse."), *turns]
 
 
@@ -73,7 +74,7 @@ def test_leading_answer_is_dropped_and_system_kept():
 )
 def test_bad_record_is_refused_with_its_reason(record, reason):
     with pytest.raises(DataError) as caught:
-        to_sample(record, "s", 5, ROOT)
+        to_sample(record, "s", 5, ROOTS)
     assert (caught.value.source, caught.value.record, caught.value.reason) == ("s", "5", "bad record")
     assert reason in caught.value.detail
 
@@ -81,5 +82,5 @@ def test_bad_record_is_refused_with_its_reason(record, reason):
 def test_media_follow_the_reading_order_of_their_tags():
     conversation = [{"from": "human", "value": "<video> then <image> <image>"}, TURNS[1]]
     record = {"conversations": conversation, "image": ["a.png", "b.png"], "video": "c.mp4"}
-    media = to_sample(record, "s", 0, ROOT).media()
+    media = to_sample(record, "s", 0, ROOTS).media()
     assert media == [Medium("video", ROOT / "c.mp4"), Medium("image", ROOT / "a.png"), Medium("image", ROOT / "b.png")]

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from llava_train.config.errors import DataError
-from llava_train.data.formats import to_sample
+from llava_train.data.formats import MediaRoots, to_sample
 
 ROOT = Path("media")
+ROOTS = MediaRoots(ROOT, outside=True)
 IMAGE, VIDEO = {"type": "image", "image": "a.png"}, {"type": "video", "path": "v.mp4"}
 
 
@@ -33,7 +34,7 @@ ANSWER = say(text("A cat."), role="assistant")
     ],
 )
 def test_parts_are_one_text_with_their_media(parts, written):
-    sample = to_sample({"messages": [say(*parts), ANSWER]}, "s", 0, ROOT)
+    sample = to_sample({"messages": [say(*parts), ANSWER]}, "s", 0, ROOTS)
     assert [turn.text for turn in sample.turns] == [written, "A cat."]
     media = [part.get("image") or part["path"] for part in parts if part["type"] != "text"]
     assert [str(medium.file.relative_to(ROOT)) for medium in sample.media()] == media
@@ -50,7 +51,7 @@ def test_it_is_the_sample_of_the_other_form():
             {"from": "gpt", "value": "A cat."},
         ],
     }
-    assert to_sample(typed, "s", 0, ROOT) == to_sample(plain, "s", 0, ROOT)
+    assert to_sample(typed, "s", 0, ROOTS) == to_sample(plain, "s", 0, ROOTS)
 
 
 def test_texts_as_contents_and_paths_beside_the_parts_will_do():
@@ -58,9 +59,9 @@ def test_texts_as_contents_and_paths_beside_the_parts_will_do():
         "messages": [{"role": "user", "content": "<image>\nq"}, {"role": "assistant", "content": "a"}],
         "image": "a.png",
     }
-    assert to_sample(plain, "s", 0, ROOT).images == [ROOT / "a.png"]
+    assert to_sample(plain, "s", 0, ROOTS).images == [ROOT / "a.png"]
     beside = {"messages": [say({"type": "image"}, {"type": "image"}, text("q")), ANSWER], "image": ["a.png", "b.png"]}
-    assert to_sample(beside, "s", 0, ROOT).images == [ROOT / "a.png", ROOT / "b.png"]
+    assert to_sample(beside, "s", 0, ROOTS).images == [ROOT / "a.png", ROOT / "b.png"]
 
 
 @pytest.mark.parametrize(
@@ -79,4 +80,4 @@ def test_texts_as_contents_and_paths_beside_the_parts_will_do():
 )
 def test_what_it_cannot_be_is_said(record, told):
     with pytest.raises(DataError, match=f"s, record 4: bad record .*{told}"):
-        to_sample(record, "s", 4, ROOT)
+        to_sample(record, "s", 4, ROOTS)
