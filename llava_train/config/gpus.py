@@ -1,4 +1,4 @@
-"""What a plan assumes of a GPU: memory, and peak of bf16 matrix products without sparsity, as vendors' data sheets say."""
+"""What a plan assumes of a GPU: memory, and the peak of dense bf16 matrix products, from the vendors' data sheets."""
 
 from __future__ import annotations
 

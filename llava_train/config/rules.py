@@ -12,8 +12,8 @@ from llava_train.config.compare_rules import COMPARE_RULES
 from llava_train.config.errors import Fault
 from llava_train.config.evaluate_rules import EVALUATE_RULES
 from llava_train.config.generate_rules import GENERATE_RULES
-from llava_train.config.kinds import RECORD_SUFFIXES, split_of
 from llava_train.config.gpus import GPUS
+from llava_train.config.kinds import RECORD_SUFFIXES, split_of
 from llava_train.config.mixture import READABLE, is_readable
 from llava_train.config.schema import (
     CompareConfig,
