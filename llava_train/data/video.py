@@ -22,6 +22,7 @@ from llava_train.data import video_worker
 from llava_train.data.image import image_size, open_image, to_square
 from llava_train.data.processes import shielded
 from llava_train.data.sample import MediaFile, PackedFile
+from llava_train.data.slices import open_medium
 
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 START_TIMEOUT = 120.0  # seconds for a Python process to start on a loaded machine
@@ -71,9 +72,12 @@ class VideoReader:
             worker.end()
 
     def _ask(self, file: MediaFile, size: int) -> Any:
-        in_memory = isinstance(file, PackedFile) and file.content is not None
-        if not in_memory and not (file.path if isinstance(file, PackedFile) else file).is_file():
-            raise FileNotFoundError(f"{file}: no such file")
+        try:
+            open_medium(file).close()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UnreadableVideo(f"{file}: {error}") from error
         if not self._worker or self._worker.owner != os.getpid():
             self._worker = _Worker()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import time
 from pathlib import Path
@@ -15,18 +16,31 @@ from PIL import Image
 from llava_train.config.schema import VideoConfig
 from llava_train.data import video_worker
 from llava_train.data.image import to_square
+from llava_train.data.sample import PackedFile
 from llava_train.data.video import UnreadableVideo, VideoReader
 from llava_train.data.video_worker import by_av, by_decord, look, sample_indices
 
 
-def write_video(path: Path, num_frames: int, rate: int, width: int = 64, height: int = 48) -> Path:
-    """Frame i is grey, of brightness 8 * i."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+def write_video(path: Path, num_frames: int, rate: int, codec: str = "mpeg4", uneven: bool = False, **options) -> Path:
+    """Frame i is grey, of brightness 8 * i, 64 x 48; uneven: it is shown at second i**2 / rate."""
+    with av.open(str(path), "w", **options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for i in range(num_frames):
-            pixels = np.full((height, width, 3), 8 * i % 256, dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 8 * i % 256, dtype=np.uint8), format="rgb24")
+            if uneven:
+                frame.pts = i**2
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
 
@@ -42,6 +56,14 @@ def reader():
     yield make
     for made in readers:
         made.close()
+
+
+@pytest.fixture(scope="module")
+def all_frames():
+    """A reader that takes up to 40 frames, with one process for all tests."""
+    videos = VideoReader(VideoConfig(1000, 40), 60, 10**8)
+    yield videos
+    videos.close()
 
 
 @pytest.mark.parametrize(
@@ -114,6 +136,78 @@ def test_unreadable_videos_say_why(tmp_path, reader):
     assert videos.size(write_video(tmp_path / "a.mp4", 3, rate=1)) == (3, 1, 48, 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "num_frames", "options"),
+    [
+        ("one.mp4", 1, {}),
+        ("uneven.mp4", 12, {"uneven": True}),
+        ("many.mp4", 30, {"codec": "libx264"}),
+        ("length_untold.h264", 20, {"codec": "libx264", "format": "h264"}),
+        ("length_untold.mkv", 20, {"format": "matroska", "options": {"live": "1"}}),
+        ("parts.mp4", 20, {"options": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("web.webm", 20, {"codec": "libvpx"}),
+        ("old.avi", 20, {}),
+        ("old.flv", 20, {"codec": "flv1"}),
+        ("stream.ts", 20, {"codec": "libx264"}),
+    ],
+)
+def test_frames_are_as_many_as_the_size_says(tmp_path, placed, all_frames, name, num_frames, options):
+    """Of one frame, of uneven rate, with and without a length in the container."""
+    file = placed(name, write_video(tmp_path / ("own_" + name), num_frames, 8, **options).read_bytes())
+    frames, _, height, width = all_frames.size(file)
+    assert (frames, height, width) == (num_frames, 48, 64)
+    brightness = all_frames.frames(file, 16).mean((1, 2, 3))
+    assert np.abs(brightness - 8 * np.arange(num_frames)).max() < 6
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_damage_in_the_middle_is_refused_by_name(tmp_path, placed, all_frames, codec):
+    content = write_video(tmp_path / "whole.mp4", 40, 8, codec).read_bytes()
+    middle = (content.index(b"mdat") + content.index(b"moov")) // 2
+    file = placed("damaged.mp4", content[:middle] + bytes(150) + content[middle + 150 :])
+    assert all_frames.size(file)[0] == 40
+    with pytest.raises(UnreadableVideo, match=r"damaged\.mp4.*Invalid data"):
+        all_frames.frames(file, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("empty", "InvalidDataError"),
+        ("text", "InvalidDataError"),
+        ("half", "InvalidDataError"),
+        ("cut_off", r"truncated: \d+ bytes of at least \d+"),
+        ("picture_cut_off", "truncated or damaged after 19 frames"),
+        ("sound", "no video stream"),
+        ("no_frames", "no frames"),
+    ],
+)
+def test_what_is_no_whole_video_is_refused_by_name(tmp_path, placed, all_frames, name, problem):
+    whole = write_video(tmp_path / "whole.mp4", 20, 8).read_bytes()
+    front = write_video(tmp_path / "front.mp4", 20, 8, options={"movflags": "faststart"}).read_bytes()
+    parts = write_video(tmp_path / "parts.mp4", 20, 8, options={"movflags": "empty_moov+frag_every_frame"}).read_bytes()
+    contents = {
+        "empty": b"",
+        "text": b"no video",
+        "half": whole[: len(whole) // 2],
+        "cut_off": front[: len(front) * 2 // 3],
+        "picture_cut_off": parts[: parts.rindex(b"mdat") + 12],
+        "sound": write_sound(tmp_path / "sound.mp4").read_bytes(),
+        "no_frames": parts[: parts.index(b"moof") - 4],
+    }
+    file = placed(f"{name}.mp4", contents[name])
+    for read in (all_frames.size, lambda file: all_frames.frames(file, 16)):
+        with pytest.raises(UnreadableVideo, match=rf"{name}\.mp4.*: {problem}|{name}\.mp4.*: ValueError: {problem}"):
+            read(file)
+
+
+def test_frames_that_cannot_be_decoded_are_named(tmp_path):
+    place = (str(write_video(tmp_path / "a.mp4", 5, rate=1)), 0, -1, None)
+    with pytest.raises(ValueError, match="frame 6 of 7 cannot be decoded"):
+        by_av(place, look(place)._replace(frames=7), [0, 6])
+    assert by_decord(place, look(place)._replace(frames=7), [0, 4]) is None
+
+
 def stand_in(tmp_path: Path, monkeypatch, behaviour: str) -> Path:
     """A decoder that behaves as told on a file called bad.mp4 and answers (1, 2, 3) on others."""
     script = tmp_path / "decoder.py"
@@ -179,3 +273,14 @@ def test_forked_process_starts_its_own(tmp_path, reader):
     child.join()
     assert size == videos.size(path) == (3, 1, 48, 64)
     assert pid != videos._worker._process.pid
+
+
+def test_what_is_no_file_is_missing(tmp_path, reader):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    videos = reader()
+    for file in (tmp_path / "pipe.mp4", PackedFile(tmp_path / "none.tar", 0, 9, "1.mp4")):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            videos.size(file)
+    (tmp_path / "a.tar").write_bytes(b"short")
+    with pytest.raises(UnreadableVideo, match="ends before it does"):
+        videos.size(PackedFile(tmp_path / "a.tar", 0, 9, "1.mp4"))
