@@ -29,8 +29,8 @@ class ModelDims:
     tower_hidden: int
     tower_intermediate: int
     tower_layers: int  # that run, up to the chosen hidden state
+    tile_size: int  # pixels
     patch_size: int
-    patches: int  # of one tile
     hidden: int
     intermediate: int
     layers: int
@@ -39,6 +39,11 @@ class ModelDims:
     head_dim: int
     vocab: int
     tied: bool  # whether the head is the embedding
+
+    @property
+    def patches(self) -> int:
+        """Of one tile."""
+        return (self.tile_size // self.patch_size) ** 2
 
     @property
     def tower_layer(self) -> int:
@@ -114,8 +119,8 @@ def join_dims(text: PretrainedConfig, tower: PretrainedConfig, feature_layer: in
         tower_hidden=tower.hidden_size,
         tower_intermediate=tower.intermediate_size,
         tower_layers=feature_layer if feature_layer >= 0 else layers + 1 + feature_layer,
+        tile_size=tower.image_size,
         patch_size=tower.patch_size,
-        patches=(tower.image_size // tower.patch_size) ** 2,
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
         layers=text.num_hidden_layers,
@@ -127,7 +132,7 @@ def join_dims(text: PretrainedConfig, tower: PretrainedConfig, feature_layer: in
     )
 
 
-_SO400M = {"tower_hidden": 1152, "tower_intermediate": 4304, "tower_layers": 26, "patch_size": 14, "patches": 729}
+_SO400M = {"tower_hidden": 1152, "tower_intermediate": 4304, "tower_layers": 26, "tile_size": 384, "patch_size": 14}
 KNOWN = {  # of the sizes in configs/model/, for a start that is not on disk; config.json of the released checkpoints
     "Qwen/Qwen2-0.5B-Instruct": ModelDims(**_SO400M, hidden=896, intermediate=4864, layers=24, heads=14, kv_heads=2,
                                           head_dim=64, vocab=151936, tied=True),

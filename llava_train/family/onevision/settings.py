@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.files import is_hub_name
 from llava_train.config.schema import ModelConfig
 from llava_train.family.onevision.chat import read_chat_template
-from llava_train.family.onevision.cost import ModelDims, join_dims, read_dims
+from llava_train.family.onevision.cost import KNOWN, ModelDims, join_dims, read_dims
 from llava_train.family.onevision.start import language_model_fault, tower_fault
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.family.onevision.tokens import add_tags, prepare_tokenizer
@@ -48,11 +50,17 @@ def read_model(model: ModelConfig) -> tuple[OneVisionSettings, PreTrainedTokeniz
 
 
 def model_dims(model: ModelConfig) -> ModelDims:
-    """Dimensions of the model that `read_model` reads."""
-    if model.init:
+    """Dimensions of `model.init`; where a run has yet to write that folder, those of the parts. Raises ConfigError.
+
+    Parts of the sizes in configs/model/ need not be on this machine.
+    """
+    if model.init and (Path(model.init).is_dir() or is_hub_name(model.init)):
         return read_dims(_config(model.init, "model.init"))
+    if model.language_model in KNOWN and not Path(model.language_model).is_dir():
+        return KNOWN[model.language_model]
     tower = _config(model.vision_tower, "model.vision_tower")
-    return join_dims(_config(model.language_model, "model.language_model"), getattr(tower, "vision_config", tower))
+    text = _config(model.language_model, "model.language_model")
+    return join_dims(text, getattr(tower, "vision_config", tower))
 
 
 def read_config(folder_or_name: str) -> OneVisionSettings:
