@@ -45,7 +45,7 @@ def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> li
     rows = [
         ("trains", ", ".join(parts) + (f"; frozen: {', '.join(frozen)}" if frozen else "")),
         ("data", f"{config.data.file or stage.mixture}: {_samples(records)}"),
-        ("steps", f"{_steps(config, stage, records)}, each of {stage.global_batch_size} samples"),
+        ("steps", f"{_steps(config, stage, records)}, each of {stage.step_size}"),
         ("images", stage.image.mode + (f", {len(stage.image.grid)} canvases" if stage.image.grid else "")),
         ("precision", stage.precision),
         ("ZeRO", f"{zero.level}" + (f", on the CPU: {', '.join(offloaded)}" if offloaded else "")),
@@ -60,11 +60,11 @@ def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> li
 
 def _samples(records: StageRecords) -> str:
     large = len(records.not_counted)
-    return f"{records.num_samples} samples" + (f" and {large} files too large to count here" if large else "")
+    return f"{records.num_samples} samples" + (f" and {large} sources that are not counted here" if large else "")
 
 
 def _steps(config: Config, stage: StageConfig, records: StageRecords) -> str:
-    if records.not_counted:
+    if records.not_counted or stage.pack.unit == "tokens":
         return f"{stage.max_steps} at the most" if stage.max_steps else f"{stage.epochs:g} epochs"
     held_out = 0 if config.evaluation.file else config.evaluation.held_out
     held_out = held_out if held_out >= 1 else math.ceil(held_out * records.num_samples)

@@ -27,7 +27,7 @@ class StageRecords:
     """How much a stage would train on, as far as its files can be counted at once."""
 
     num_samples: int = 0
-    not_counted: list[str] = field(default_factory=list)  # sources whose file is too large to count here
+    not_counted: list[str] = field(default_factory=list)  # sources that take too long to count here
     left_out: list[str] = field(default_factory=list)  # sources not on disk, under data.allow_missing_sources
 
 
@@ -118,13 +118,17 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
             records.num_samples += size * source.repeat
     if len(records.left_out) == len(sources):
         faults.append(Fault(key, "not one of its sources is on disk", f"set data.root; now it is {data.root}"))
-    elif not faults and not records.not_counted and records.num_samples < stage.global_batch_size:
+    elif not faults and not records.not_counted and _wants_more(records, stage):
         problem = f"{records.num_samples} samples are fewer than one batch of {stage.global_batch_size}"
         batch_key = f"stages.{name}.global_batch_size"
         faults.append(
             Fault(batch_key, problem, f"set {batch_key}={max(records.num_samples, 1)} or less, or add samples")
         )
     return faults
+
+
+def _wants_more(records: StageRecords, stage: StageConfig) -> bool:
+    return stage.pack.unit == "samples" and records.num_samples < stage.global_batch_size
 
 
 def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:

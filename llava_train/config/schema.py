@@ -162,6 +162,12 @@ class StageConfig:
     lora: dict[str, LoraConfig] = field(default_factory=dict)  # by part; its learning rate is the adapters' then
     load_in: Literal["none", "4bit", "8bit"] = "none"  # of the language model's frozen linear layers, by bitsandbytes
 
+    @property
+    def step_size(self) -> str:
+        """What a step is, in words."""
+        by_tokens = self.pack.unit == "tokens"
+        return f"{self.pack.per_step} packs" if by_tokens else f"{self.global_batch_size} samples"
+
 
 @dataclass
 class TaskConfig:

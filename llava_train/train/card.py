@@ -161,7 +161,7 @@ def _settings(config: Config, stage: StageConfig, step: int, num_ranks: int | No
     tiles = f", at most {image.max_tiles} tiles, {len(image.grid)} canvases" if image.mode == "anyres" else ""
     rates = {f"learning rate, {p.replace('_', ' ')}": f"{getattr(stage.learning_rate, p)}" for p in PARTS}
     return rates | {
-        "global batch": f"{stage.global_batch_size} samples",
+        "global batch": stage.step_size,
         "optimiser steps": f"{step:,}",
         "epochs asked for": f"{stage.epochs:g}" if stage.epochs else "by steps alone",
         "schedule": f"{schedule.kind}, warm-up {schedule.warmup_ratio}",

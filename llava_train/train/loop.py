@@ -279,7 +279,7 @@ class Trainer:
         resumed = f", continued after step {self.state.step}" if self.state.step else ""
         self._console.rule(f"stage {self.stage.label}")
         self._console.print(
-            f"{data.num_samples:,} samples, {self.num_steps:,} steps of {settings.global_batch_size}, "
+            f"{data.num_samples:,} samples, {self.num_steps:,} steps of {settings.step_size}, "
             f"{settings.precision}, {zero}, {self.ranks.world_size} rank(s){resumed}",
             highlight=False,
         )
