@@ -174,6 +174,9 @@ class PreviewPage:
 
 
 def _refused(error: DataError, record: Any) -> str:
+    if isinstance(record, dict):  # media within files by name, without their content
+        media = {key: list(map(str, record[key])) for key in ("image", "video") if isinstance(record.get(key), list)}
+        record = record | media
     told = json.dumps(record, ensure_ascii=False, default=str, indent=1)[:RECORD]
     return (
         f"<span class=counts><b>{escaped(error.reason)}</b></span></header><div class=body><div class=text>"

@@ -45,6 +45,8 @@ def record_of(raw: Raw) -> Any:
         return BadRecord(raw.bad)
     try:
         record = json.loads(raw.content.decode("utf-8"))
+        if b"\\ud" in raw.content or b"\\uD" in raw.content:
+            json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         return BadRecord(f"no JSON: {error}")
     if raw.offset < 0 and isinstance(record, dict):
