@@ -1,7 +1,7 @@
 """Download published sources of a mixture from the hub, as Parquet, or as the JSON and images that the mixture names.
 
-    python data/scripts/download_source.py single_image chart2text ai2d --root DIR
-    python data/scripts/download_source.py single_image chart2text --root DIR --as json
+    python data/scripts/download_source.py single_image chart2text_cauldron ai2d_cauldron --root DIR
+    python data/scripts/download_source.py single_image chart2text_cauldron --root DIR --as json
 
 Enters: a mixture (a name in data/mixtures, or a YAML file) and names of its sources, whose `repository` is
 ORG/NAME or ORG/NAME:SUBSET with Parquet shards in the hub's layout. Leaves below DIR (`data.root`):

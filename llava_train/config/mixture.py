@@ -21,7 +21,7 @@ from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.config.typed import build, nearest
 
 MIXTURE_SUFFIXES = (".yaml", ".yml")
-READABLE = f"records in {' '.join(RECORD_SUFFIXES)}, a folder of pictures or of such files, a mixture in .yaml"
+READABLE = f"records in {' '.join(RECORD_SUFFIXES)} or a folder of them, a folder of pictures, a mixture in .yaml"
 UNRELEASED = "unreleased"
 
 
