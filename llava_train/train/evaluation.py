@@ -54,7 +54,8 @@ def report(config: EvaluateConfig, folder: Path, questions: Sequence[Question], 
     write(folder, predictions, scores, said, figures)
     page = Page(MAX_PIXELS, DECODE_TIMEOUT)
     title = " + ".join(filter(None, (config.model.init, config.adapter))) + f" on {Path(config.data.file).name}"
-    write_whole(folder / PAGE, page.render(title, figures, predictions, scores, config.shown))
+    samples = [question.sample for question in questions]
+    write_whole(folder / PAGE, page.render(title, figures, predictions, samples, scores, config.shown))
     page.close()
     out = console()
     out.print(table(figures))

@@ -14,6 +14,7 @@ from PIL import Image
 from llava_train.config.schema import VideoConfig
 from llava_train.data.html import data_uri, escaped
 from llava_train.data.image import UnreadableImage, open_image
+from llava_train.data.sample import MediaFile, Sample
 from llava_train.data.video import UnreadableVideo, VideoReader
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.train.evaluate import Prediction
@@ -35,11 +36,20 @@ class Page:
         self._picture = lru_cache(maxsize=256)(self._read_picture)
 
     def render(
-        self, title: str, rows: Sequence[Row], predictions: Sequence[Prediction], scores: Sequence[float], shown: int
+        self,
+        title: str,
+        rows: Sequence[Row],
+        predictions: Sequence[Prediction],
+        samples: Sequence[Sample],
+        scores: Sequence[float],
+        shown: int,
     ) -> str:
-        """HTML without a reference to another file. Of the questions the `shown` with the lowest scores."""
+        """HTML without a reference to another file. Of the questions the `shown` with the lowest scores.
+
+        samples: those that were predicted, for their media.
+        """
         order = sorted(range(len(predictions)), key=lambda i: scores[i])[:shown]
-        cards = "".join(self._card(predictions[i], scores[i]) for i in order)
+        cards = "".join(self._card(predictions[i], samples[i], scores[i]) for i in order)
         left_out = f"the {len(order):,} lowest of " if len(order) < len(predictions) else ""
         options = {name: sorted({getattr(predictions[i], name) for i in order}) for name in ("source", "type")}
         return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -54,11 +64,11 @@ class Page:
     def close(self) -> None:
         self._videos.close()
 
-    def _card(self, prediction: Prediction, score: float) -> str:
+    def _card(self, prediction: Prediction, sample: Sample, score: float) -> str:
         verdict = verdict_of(score)
-        paths = [*((path, "image") for path in prediction.images), *((path, "video") for path in prediction.videos)]
-        media = "".join(self._picture(path, kind) for path, kind in paths[:MEDIA])
-        more = f"<span class=more>and {len(paths) - MEDIA} more</span>" if len(paths) > MEDIA else ""
+        files = [*((file, "image") for file in sample.images), *((file, "video") for file in sample.videos)]
+        media = "".join(self._picture(file, kind) for file, kind in files[:MEDIA])
+        more = f"<span class=more>and {len(files) - MEDIA} more</span>" if len(files) > MEDIA else ""
         counts = Counter(prediction.answers or [prediction.answer])
         references = [text if count == 1 else f"{text} ({count} times)" for text, count in counts.most_common()]
         options = "".join(f"<li><b>{escaped(k)}</b> {escaped(text)}" for k, text in prediction.choices.items())
@@ -73,16 +83,17 @@ class Page:
             f" · record {escaped(prediction.record)}</footer></div></article>"
         )
 
-    def _read_picture(self, path: str, kind: str) -> str:
+    def _read_picture(self, medium: MediaFile, kind: str) -> str:
+        name = escaped(medium.name)
         try:
-            image = self._strip(Path(path)) if kind == "video" else open_image(Path(path), self._max_pixels)
+            image = self._strip(medium) if kind == "video" else open_image(medium, self._max_pixels)
         except (UnreadableImage, UnreadableVideo, FileNotFoundError):
-            return f"<span class=more>{escaped(Path(path).name)} cannot be read</span>"
+            return f"<span class=more>{name} cannot be read</span>"
         image.thumbnail((SIDE * (FRAMES if kind == "video" else 1), SIDE))
-        return f'<img alt="{escaped(Path(path).name)}" src="{data_uri(image)}" loading=lazy>'
+        return f'<img alt="{name}" src="{data_uri(image)}" loading=lazy>'
 
-    def _strip(self, path: Path) -> Image.Image:
-        frames = self._videos.frames(path, SIDE // 2)[:FRAMES]
+    def _strip(self, medium: MediaFile) -> Image.Image:
+        frames = self._videos.frames(medium, SIDE // 2)[:FRAMES]
         return Image.fromarray(np.concatenate(list(frames.transpose(0, 2, 3, 1)), axis=1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from textwrap import indent
@@ -116,14 +117,20 @@ def _drawn(seed: int, predictions: list[Prediction]) -> list[Prediction]:
 
 def _strip(config: Config, prediction: Prediction) -> np.ndarray:
     """The media of an item side by side, uint8 [height, width, 3]."""
-    size = (THUMBNAIL, THUMBNAIL)
-    pictures = [np.asarray(open_image(Path(p), config.data.max_pixels).resize(size)) for p in prediction.images]
+    pictures = [_thumbnail(Path(path), config.data.max_pixels) for path in prediction.images]
     reader = make_video_reader(config.data, list(config.stages.values())[-1].video)
-    for path in prediction.videos:
+    for path in filter(os.path.exists, prediction.videos):
         pictures += list(reader.frames(Path(path), THUMBNAIL).transpose(0, 2, 3, 1))
     reader.close()
     gap = np.full((THUMBNAIL, 2, 3), 255, dtype=np.uint8)
-    return np.concatenate([piece for picture in pictures for piece in (picture, gap)][:-1], axis=1)
+    return np.concatenate([piece for picture in pictures or [gap] for piece in (picture, gap)][:-1], axis=1)
+
+
+def _thumbnail(path: Path, max_pixels: int) -> np.ndarray:
+    """uint8 [THUMBNAIL, THUMBNAIL, 3]; grey where the image lay within another file."""
+    if not path.is_file():
+        return np.full((THUMBNAIL, THUMBNAIL, 3), 127, dtype=np.uint8)
+    return np.asarray(open_image(path, max_pixels).resize((THUMBNAIL, THUMBNAIL)))
 
 
 def _figure(

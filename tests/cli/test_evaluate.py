@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 import runs
 import torch
+from PIL import Image
 from runs import TINY
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from llava_train.cli.main import main
+from llava_train.data.sample import PackedFile, Sample
 from llava_train.family.onevision.template import chat_template
 from llava_train.model.tiny import make_tiny
 from llava_train.train.evaluate import Prediction
@@ -144,9 +147,20 @@ def test_the_page_lets_nothing_out_of_its_quotes(place):
 
 def test_the_page_begins_with_the_lowest_scores():
     said = [Prediction(f"question {i}", "a", "b", "", [], []) for i in range(4)]
-    page = Page(10**6, 60.0).render("title", [], said, [1.0, 0.3, 0.0, 0.0], shown=3)
+    samples = [Sample(str(i), "own", []) for i in range(4)]
+    page = Page(10**6, 60.0).render("title", [], said, samples, [1.0, 0.3, 0.0, 0.0], shown=3)
     cards = re.findall(r"data-verdict=(\w+).*?question (\d)", page)
     assert cards == [("wrong", "2"), ("wrong", "3"), ("partly", "1")]
+
+
+def test_the_page_shows_images_within_other_files_and_says_which_cannot_be_read():
+    content = io.BytesIO()
+    Image.new("RGB", (20, 10)).save(content, "PNG")
+    files = [PackedFile(Path(), 0, len(image), name, image) for name, image in (("a", content.getvalue()), ("b", b""))]
+    said, sample = Prediction("?", "a", "b", "", [], []), Sample("0", "own", [], files)
+    page = Page(10**6, 60.0).render("title", [], [said], [sample], [0.0], shown=1)
+    assert 'alt="a" src="data:image/jpeg;base64,' in page
+    assert "b cannot be read" in page
 
 
 def test_a_group_of_the_same_questions_is_told_once():
