@@ -144,7 +144,7 @@ def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
             remedy = f"{where}, or set data.root; {leave_out}"
         return f"no file {source.path}", remedy
     try:
-        if kind_of(source.path) in PACKED_KINDS:
+        if kind_of(*split_of(source.file)) in PACKED_KINDS:
             shards(*split_of(source.file))
     except (OSError, ValueError) as error:
         return f"{source.path} {error}", "name a file or folder of one of the formats of docs/data.md"
@@ -156,7 +156,7 @@ def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
 def count_records(file: str | Path) -> int:
     """Records of a JSON list, a table or a folder, or non-blank lines of a JSONL file. ValueError if it is none."""
     path, split = split_of(file)
-    if (kind := kind_of(path)) in ("table", "pictures"):
+    if (kind := kind_of(path, split)) in ("table", "pictures"):
         return len(read_plain(path, split))
     if kind == "jsonl":
         with path.open("rb") as lines:

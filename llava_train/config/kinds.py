@@ -37,10 +37,15 @@ def split_of(file: str | Path) -> tuple[Path, str]:
     return (Path(found[1]), found[2]) if found else (Path(file), "")
 
 
-def kind_of(path: Path) -> Kind:
-    """Raises ValueError that says what is allowed where the kind is not known."""
-    if path.is_dir():
-        return _kind_of_folder(path)
+def kind_of(path: Path, split: str = "") -> Kind:
+    """Raises ValueError that says what is allowed where the kind is not known, or has no splits and one is named."""
+    kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
+    if split and kind != "table" and not (path.is_dir() and kind in ("parquet", "arrow")):
+        raise ValueError(f"has no splits, so none called {split}")
+    return kind
+
+
+def _kind_of_file(path: Path) -> Kind:
     if kind := FILE_KINDS.get(path.suffix.lower()):
         return kind
     if path.suffix.lower() in COMPRESSED:

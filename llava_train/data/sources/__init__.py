@@ -59,7 +59,7 @@ class Source:
             yield raw
 
     def _reader(self) -> Reader:
-        return READERS[kind_of(self.path)](self.path, self.split)
+        return READERS[kind_of(self.path, self.split)](self.path, self.split)
 
     def _told(self, act: Callable[[], T]) -> T:
         try:

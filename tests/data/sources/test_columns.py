@@ -8,7 +8,7 @@ import tracemalloc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from in_every_format import CELL, TURNS, write_parquet, write_saved
+from in_every_format import CELL, NUMBERS, TURNS, write_parquet, write_saved
 
 from llava_train.config.errors import DataError
 from llava_train.config.plain import BadRecord
@@ -174,5 +174,5 @@ def test_shards_follow_each_other_in_the_order_of_their_names(tmp_path):
     path = write_parquet(tmp_path)
     assert [file.name[:11] for file in open_source(path, "s").files()] == ["train-00000", "train-00001"]
     ids = [record_of(raw)["id"] for raw in open_source(path, "s")]
-    assert ids == [f"id-{n}" for n in range(200)]
+    assert ids == [f"id-{n}" for n in NUMBERS]
     assert columns.NUM_ROWS < 100

@@ -6,7 +6,7 @@ import json
 import pickle
 
 import pytest
-from in_every_format import write_parquet, write_tar
+from in_every_format import NUMBERS, write_parquet, write_tar
 
 from llava_train.config.errors import DataError
 from llava_train.config.files import source_problem
@@ -33,7 +33,7 @@ def test_table_and_folder_are_read_with_bad_rows_in_their_places(tmp_path):
 
 def test_source_crosses_process_borders(tmp_path):
     source = pickle.loads(pickle.dumps(open_source(write_tar(tmp_path), "s")))
-    assert source.count() == 200
+    assert source.count() == len(NUMBERS)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.json.gz", "a"])
@@ -53,6 +53,17 @@ def test_split_stands_behind_a_folder_that_has_no_such_name(tmp_path):
     assert split_of(tmp_path / "images@2x") == (tmp_path / "images@2x", "")
     assert split_of("a@b/q.json") == (split_of("a@b/q.json")[0], "")
     assert kind_of(tmp_path / "images@2x") == "pictures"
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet", "a.tar", "tars", "pictures"])
+def test_split_of_what_has_none_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_bytes(b"")
+    if name == "tars":
+        (tmp_path / name / "a.tar").write_bytes(b"")
+    told = "has no splits, so none called train"
+    with pytest.raises(DataError, match=told):
+        list(open_source(f"{tmp_path / name}@train", "s"))
+    assert told in source_problem(SourceConfig(f"{tmp_path / name}@train", str(tmp_path)), own=False)[0]
 
 
 def test_check_tells_of_splits_and_shards_without_reading(tmp_path):
