@@ -22,7 +22,7 @@ from llava_train.data.held_out import held_out_samples
 from llava_train.data.indexing import Reading, load_index
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
-from llava_train.data.packing import Budget, PackSizes
+from llava_train.data.packing import Budget, PackSizes, SampleSizes
 from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sampler import OnceOrder, Order, make_order
 from llava_train.data.sources import open_source
@@ -58,6 +58,15 @@ class StageData:
         self.num_samples = sum(num_samples_by_source.values())
         self.refused = refused
         self.held_out = held_out
+
+    @property
+    def sizes(self) -> SampleSizes:
+        """Of the draws of an epoch."""
+        return self._dataset.sizes
+
+    def name_of(self, draw: int) -> str:
+        """Source and record of one of them."""
+        return self._dataset.name_of(draw)
 
     def step_batches(self, start_step: int, num_steps: int) -> Iterator[StepBatches]:
         """Steps start_step, start_step + 1, ... of this rank, prepared ahead by `data.num_workers` processes.

@@ -18,6 +18,7 @@ from llava_train.config.errors import DataError
 from llava_train.data.collate import collate, filler
 from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.media import MediaReader
+from llava_train.data.packing import SampleSizes
 from llava_train.data.sampler import Order
 from llava_train.data.view import Samples
 
@@ -48,6 +49,16 @@ class StepDataset(Dataset):
         self._samples, self._draws, self._order = samples, draws, order
         self._encoder, self._media = encoder, media
         self._rank, self._world_size = rank, world_size
+
+    @property
+    def sizes(self) -> SampleSizes:
+        """Of the draws."""
+        sizes = self._samples.sizes
+        return SampleSizes(sizes.lengths, sizes.visual, sizes.supervised, sizes.tiles)[self._draws]
+
+    def name_of(self, draw: int) -> str:
+        sample, _ = self._samples.sample(int(self._draws[draw]))
+        return f"{sample.source}, record {sample.record}"
 
     def __getitem__(self, step: int) -> StepBatches:
         packs = self._order.packs(step, self._world_size)[self._rank]

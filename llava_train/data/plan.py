@@ -5,6 +5,8 @@ Enters: sizes of an epoch's draws, their cost, an order of packs. Leaves: figure
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +15,12 @@ import numpy as np
 from llava_train.config.schema import StageConfig
 from llava_train.data.packing import PackSizes, SampleSizes
 from llava_train.data.sampler import Order, make_order
+from llava_train.data.simulate import KINDS, simulate
 from llava_train.family.onevision.cost import ModelDims, sample_cost
+from llava_train.family.onevision.geometry import Geometry
 
+COMPARED = (8, 64, 128, 512)  # ranks, beside those asked for
+LONGEST = 3  # samples that are named
 STEPS = 64  # of an epoch that are looked at, evenly spread; all where there are fewer
 
 
@@ -28,6 +34,7 @@ class Packing:
 
     unit: str
     world_size: int
+    per_step: int  # packs as set, 0 with unit=samples
     num_steps: int  # of an epoch
     samples: float  # of a step
     packs: float  # of a step on one rank
@@ -44,12 +51,66 @@ class Packing:
         return self.every if level >= 2 else self.once
 
 
-def stage_order(
-    sizes: SampleSizes, stage: StageConfig, stage_name: str, dims: ModelDims, seed: int, world_size: int, folder: Path
-) -> Order:
-    """The order in which the stage would train on these draws. Raises ConfigError as `make_order`."""
-    cost = sample_cost(dims, stage, recompute=False)(sizes.lengths, sizes.tiles, sizes.supervised)
-    return make_order(PackSizes(sizes.lengths, sizes.tiles, cost), stage, stage_name, seed, world_size, folder)
+@dataclass(frozen=True)
+class Draws:
+    """The samples of one epoch, each as often as it is drawn. left_out: how many are not, by reason."""
+
+    sizes: SampleSizes
+    name_of: Callable[[int], str]
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """asked: of the stage as it is set, on the ranks asked for. others: both units, on these ranks and others.
+
+    num_steps: of the stage. flops: of the stage, without what is computed twice, over all ranks. longest: positions.
+    """
+
+    draws: Draws
+    asked: Packing
+    others: list[Packing]
+    num_steps: int
+    flops: float
+    longest: list[int]
+
+    def hours(self, level: int, flops_per_second: float) -> float:
+        """On GPUs that each reach `flops_per_second` while they do not wait."""
+        return self.flops / self.asked.balance(level) / self.asked.world_size / flops_per_second / 3600
+
+
+def simulated(num_samples: int, geometry: Geometry, stage: StageConfig) -> Draws:
+    """Draws of a mixture like OneVision's, without those beyond the stage's max_length."""
+    drawn = simulate(num_samples, geometry, stage.video)
+    fits = np.flatnonzero(drawn.sizes.lengths <= stage.max_length)
+    names, kinds = list(KINDS), drawn.kinds[fits]
+    left_out = {"too long": num_samples - len(fits)} if len(fits) < num_samples else {}
+    return Draws(drawn.sizes[fits], lambda draw: names[kinds[draw]], left_out)
+
+
+def plan_stage(
+    draws: Draws, stage: StageConfig, name: str, dims: ModelDims, world_size: int, seed: int, folder: Path
+) -> StagePlan:
+    """`folder`: where plans of epochs are kept. Raises ConfigError where packs cannot be dealt to the ranks."""
+    sizes = draws.sizes
+
+    def measured(stage: StageConfig, world_size: int) -> Packing:
+        cost = sample_cost(dims, stage, recompute=False)(sizes.lengths, sizes.tiles, sizes.supervised)
+        measures = PackSizes(sizes.lengths, sizes.tiles, cost)
+        order = make_order(measures, stage, name, seed, world_size, folder)
+        return measure_packing(order, sizes, stage, dims, world_size)
+
+    asked = measured(stage, world_size)
+    others = []
+    for unit in ("samples", "tokens"):
+        for ranks in sorted({*COMPARED, world_size}):
+            is_asked = (unit, ranks) == (stage.pack.unit, world_size)
+            others.append(asked if is_asked else measured(in_unit(stage, unit, ranks, sizes), ranks))
+    by_epochs = math.ceil(stage.epochs * asked.num_steps)
+    num_steps = min(n for n in (by_epochs, stage.max_steps) if n)
+    flops = sample_cost(dims, stage, recompute=False)(sizes.lengths, sizes.tiles, sizes.supervised).sum()
+    longest = np.argsort(-sizes.lengths, kind="stable")[:LONGEST].tolist()
+    return StagePlan(draws, asked, others, num_steps, float(flops) * num_steps / asked.num_steps, longest)
 
 
 def measure_packing(order: Order, sizes: SampleSizes, stage: StageConfig, dims: ModelDims, world_size: int) -> Packing:
@@ -73,16 +134,29 @@ def measure_packing(order: Order, sizes: SampleSizes, stage: StageConfig, dims: 
     tokens, tiles, supervised = np.concatenate(held, axis=1)
     every, once, bound = waited[0] / waited[1:]
     return Packing(
-        stage.pack.unit, world_size, num_steps, num_samples / len(steps), len(tokens) / len(steps) / world_size,
-        float(tokens.mean() / stage.pack.max_tokens), float(tiles.mean() / stage.pack.max_tiles),
-        float(every), float(once), float(bound), tokens, tiles, supervised,
-    )  # fmt: skip
+        unit=stage.pack.unit,
+        world_size=world_size,
+        per_step=stage.pack.per_step,
+        num_steps=num_steps,
+        samples=num_samples / len(steps),
+        packs=len(tokens) / len(steps) / world_size,
+        fill=float(tokens.mean() / stage.pack.max_tokens),
+        fill_tiles=float(tiles.mean() / stage.pack.max_tiles),
+        every=float(every),
+        once=float(once),
+        bound=float(bound),
+        tokens=tokens,
+        tiles=tiles,
+        supervised=supervised,
+    )
 
 
-def in_unit(stage: StageConfig, unit: str, world_size: int) -> StageConfig:
-    """The stage with steps in `unit`: where its own packs cannot be dealt to so many ranks, with as few as can."""
+def in_unit(stage: StageConfig, unit: str, world_size: int, sizes: SampleSizes) -> StageConfig:
+    """The stage with steps in `unit`, about as large as they are, and of packs that can be dealt to so many ranks."""
     pack = stage.pack
     if unit == "samples":
         return replace(stage, pack=replace(pack, unit="samples", per_step=0))
-    per_step = max(1, -(-pack.per_step // world_size)) * world_size
+    asked = np.maximum(sizes.lengths / pack.max_tokens, sizes.tiles / pack.max_tiles).mean()
+    wanted = pack.per_step or stage.global_batch_size * asked
+    per_step = max(1, round(wanted / world_size)) * world_size
     return replace(stage, pack=replace(pack, unit="tokens", per_step=per_step))

@@ -20,7 +20,7 @@ MOMENTS = 8  # bytes of AdamW's two moments of a trained weight, fp32
 MASTER = 4  # bytes of the fp32 copy of a weight that trains in bf16
 WEIGHT = {"none": 0.0, "8bit": 1.0, "4bit": 0.53}  # bytes of a quantised weight, with its scales
 LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered at the most, as train/engine.py sets it
-BUCKETS = 2 * 200_000_000  # gradients on their way between ranks at ZeRO 2 and 3: two buckets, likewise
+BUCKET = 200_000_000  # gradients on their way between ranks at ZeRO 2 and 3, likewise; there are two
 RESERVED = 2e9  # bytes of the CUDA context, of the libraries and of what the allocator cannot use; a guess
 ROWS_IN_FP32 = 2048  # of logits at a time, as in model/loss.py
 
@@ -88,7 +88,9 @@ def states(dims: ModelDims, stage: StageConfig, zero: ZeroConfig, world_size: in
     weights /= world_size if level == 3 else 1
     gradients = trained * GRADIENT / (world_size if level >= 2 else 1)
     optimizer = trained * (MOMENTS + (MASTER if bf16 else 0)) / (world_size if level >= 1 else 1)
-    gathered = (BUCKETS * element if level >= 2 else 0) + (min(LIVE, num_weights) * element if level == 3 else 0)
+    gathered = (2 * min(BUCKET, trained) * element if level >= 2 else 0) + (
+        min(LIVE, num_weights) * element if level == 3 else 0
+    )
     host = 0.0
     if zero.offload_optimizer:
         host, gradients, optimizer = host + optimizer + gradients, 0.0, 0.0
