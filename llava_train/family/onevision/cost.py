@@ -87,11 +87,12 @@ def sample_cost(dims: ModelDims, stage: StageConfig, recompute: bool) -> SampleC
     """
     trains = {part: rate != "frozen" for part, rate in vars(stage.learning_rate).items()}
     whole = {part: trains[part] and part not in stage.lora for part in trains}
-    below = trains["vision_tower"]  # whether a gradient goes below the projector
     tower_again = int(recompute and trains["vision_tower"])
     tower = 1 + tower_again + int(trains["vision_tower"]) + int(whole["vision_tower"])
     tower_attention = 1 + tower_again + ATTENTION_BACKWARD * trains["vision_tower"]
-    projector = 1 + int(below) + int(whole["projector"])
+    own = 1 + int(whole["projector"])
+    projector = dims.tower_hidden * dims.hidden * (own + int(trains["vision_tower"]))
+    projector += dims.hidden**2 * (own + int(trains["vision_tower"] or trains["projector"]))
     again = int(recompute)
     model = 2 + again + int(whole["language_model"])
     attention = 1 + again + ATTENTION_BACKWARD
@@ -100,7 +101,7 @@ def sample_cost(dims: ModelDims, stage: StageConfig, recompute: bool) -> SampleC
     patch += 2 * 3 * dims.patch_size**2 * dims.tower_hidden * (1 + int(whole["vision_tower"]))
     width = dims.heads * dims.head_dim
     return SampleCost(
-        tile=dims.patches * (patch + 2 * dims.projector * projector),
+        tile=dims.patches * (patch + 2.0 * projector),
         token=2.0 * dims.layers * dims.layer * model,
         pair=2 * dims.layers * width * attention,
         label=2.0 * dims.head * (2 + int(whole["language_model"])),

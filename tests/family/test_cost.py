@@ -1,0 +1,169 @@
+"""FLOPs and memory in closed form against what torch counts and keeps on small models, and against known sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+from llava_train.config.load import load
+from llava_train.config.schema import StageConfig, ZeroConfig
+from llava_train.family.onevision.cost import ATTENTION_BACKWARD, KNOWN, join_dims, sample_cost
+from llava_train.family.onevision.memory import activations, num_parameters, num_trained, states
+
+TEXT = Qwen2Config(
+    hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+    vocab_size=100, attn_implementation="eager",
+)  # fmt: skip
+TOWER = SiglipVisionConfig(
+    hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8,
+    vision_use_head=False, attn_implementation="eager",
+)  # fmt: skip
+DIMS = join_dims(TEXT, TOWER)
+SEVEN = KNOWN["Qwen/Qwen2-7B-Instruct"]
+AS_MATRICES = 3 / (1 + ATTENTION_BACKWARD)  # of attention's FLOPs where its backward keeps the scores
+
+
+@pytest.fixture
+def stage() -> StageConfig:
+    """All parts train."""
+    return load(["+recipe=ov_stage"]).stages["onevision"]
+
+
+def frozen(stage: StageConfig, *parts: str) -> StageConfig:
+    return replace(stage, learning_rate=replace(stage.learning_rate, **dict.fromkeys(parts, "frozen")))
+
+
+def counted(run) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run().sum().backward()
+    return counter.get_total_flops()
+
+
+def test_language_model_and_head_cost_what_torch_counts(stage):
+    """Eager attention computes all pairs, of which the causal half is counted here."""
+    model, tokens = Qwen2ForCausalLM(TEXT), 20
+    flops = counted(lambda: model(torch.zeros(1, tokens, dtype=torch.long)).logits)
+    cost = sample_cost(DIMS, stage, recompute=False)
+    assert flops == cost.token * tokens + cost.label * tokens + 2 * cost.pair * tokens**2 * AS_MATRICES
+
+
+def test_a_frozen_language_model_costs_no_gradient_of_its_weights(stage):
+    model, tokens = Qwen2ForCausalLM(TEXT).requires_grad_(False), 20
+    embeddings = torch.zeros(1, tokens, 48, requires_grad=True)
+    flops = counted(lambda: model(inputs_embeds=embeddings).logits)
+    cost = sample_cost(DIMS, frozen(stage, "language_model"), recompute=False)
+    assert flops == cost.token * tokens + cost.label * tokens + 2 * cost.pair * tokens**2 * AS_MATRICES
+
+
+def test_tower_and_projector_cost_what_torch_counts(stage):
+    tower, tiles = SiglipVisionModel(TOWER), 3
+    projector = torch.nn.Sequential(torch.nn.Linear(32, 48), torch.nn.GELU(), torch.nn.Linear(48, 48))
+    pixels = torch.zeros(tiles, 3, 32, 32)
+
+    def run() -> torch.Tensor:
+        return projector(tower.encoder(tower.embeddings(pixels)).last_hidden_state)
+
+    attention = 4 * 2 * 32 * 16**2 * tiles  # all pairs of 16 patches in 2 layers, forward
+    saved = attention * (1 + ATTENTION_BACKWARD - 3)
+    assert counted(run) == sample_cost(DIMS, stage, recompute=False).tile * tiles - saved
+    tower.requires_grad_(False)
+    alone = sample_cost(DIMS, frozen(stage, "vision_tower", "language_model"), recompute=False)
+    assert counted(run) == alone.tile * tiles
+
+
+def test_recomputing_costs_one_forward_of_the_layers_that_need_gradients(stage):
+    once, twice = (sample_cost(SEVEN, stage, recompute) for recompute in (False, True))
+    assert twice.token / once.token == 4 / 3
+    assert twice.pair / once.pair == 4.5 / 3.5
+    assert twice.label == once.label
+    fixed = frozen(stage, "vision_tower")
+    assert sample_cost(SEVEN, fixed, True).tile == sample_cost(SEVEN, fixed, False).tile
+
+
+def test_costs_of_documents_add_up_and_grow_with_their_square(stage):
+    cost = sample_cost(SEVEN, stage, recompute=False)
+    one, two, long = cost(np.array([100, 200, 10**5]), np.zeros(3, int), np.zeros(3, int))
+    assert two == pytest.approx(2 * one + cost.pair * (200**2 - 2 * 100**2))
+    assert long > 1000 * one
+
+
+@pytest.mark.parametrize(("name", "total"), [("0.5B", 893_618_208), ("7B", 8_030_348_832), ("72B", 73_180_522_016)])
+def test_parameters_of_the_released_sizes(name, total, stage):
+    """Totals as counted on meta tensors of the released configurations."""
+    dims = KNOWN[f"Qwen/Qwen2-{name}-Instruct"]
+    assert sum(num_parameters(dims).values()) == total == num_trained(dims, stage)
+    assert num_parameters(dims)["vision_tower"] == 397_747_744
+
+
+def test_parameters_of_a_small_model():
+    model = Qwen2ForCausalLM(TEXT)
+    assert num_parameters(DIMS)["language_model"] == sum(p.numel() for p in model.parameters()) + 48  # and the newline
+    assert num_parameters(DIMS)["vision_tower"] == sum(p.numel() for p in SiglipVisionModel(TOWER).parameters())
+
+
+@pytest.mark.parametrize(
+    ("level", "bytes_a_weight"), [(1, 2 + 4 + 12 / 8), (2, 2 + 16 / 8), (3, 18 / 8), (0, 2 + 4 + 12 / 8)]
+)
+def test_states_by_level(level, bytes_a_weight, stage):
+    held = states(SEVEN, stage, ZeroConfig(level, False, False), 8)
+    assert held.gpu - held.gathered == pytest.approx(8_030_348_832 * bytes_a_weight)
+    assert held.host == 0
+
+
+def test_offload_moves_states_to_the_host(stage):
+    plain = states(SEVEN, stage, ZeroConfig(3, False, False), 8)
+    both = states(SEVEN, stage, ZeroConfig(3, True, True), 8)
+    assert both.gpu == plain.gathered
+    assert both.host == plain.gpu - plain.gathered
+
+
+def test_frozen_parts_have_weights_alone(stage):
+    part = frozen(stage, "vision_tower", "language_model")
+    held = states(SEVEN, part, ZeroConfig(1, False, False), 1)
+    assert held.gpu == 8_030_348_832 * 2 + 16_980_992 * 16
+
+
+def kept_by_autograd(model: torch.nn.Module, run) -> int:
+    """Bytes that a forward keeps for its backward, each storage once, without weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = run()
+    assert output.requires_grad
+    return sum(kept.values())
+
+
+def test_activations_of_the_language_model_are_about_what_autograd_keeps(stage):
+    """With as many keys as queries: torch's attention on a CPU repeats them, which the packed kernels do not."""
+    wider = {"hidden_size": 240, "intermediate_size": 640, "num_key_value_heads": 6, "vocab_size": 10}
+    config = Qwen2Config(**{**TEXT.to_dict(), **wider})
+    config._attn_implementation = "sdpa"
+    model, tokens = Qwen2ForCausalLM(config).bfloat16(), 512
+    embeddings = torch.zeros(1, tokens, 240, dtype=torch.bfloat16, requires_grad=True)
+    kept = kept_by_autograd(model, lambda: model.model(inputs_embeds=embeddings).last_hidden_state)
+    dims = join_dims(config, TOWER)
+    plain = replace(stage, gradient_checkpointing=False)
+    none = np.array([0])
+    ours = activations(dims, plain, np.array([tokens]), none, none) - activations(dims, plain, none, none, none)
+    assert kept == pytest.approx(float(ours[0]), rel=0.05)
+
+
+def test_checkpointing_saves_memory_and_supervised_rows_need_some(stage):
+    pack = (np.array([32768]), np.array([76]), np.array([0]))
+    on, off = (activations(SEVEN, replace(stage, gradient_checkpointing=x), *pack)[0] for x in (True, False))
+    assert on < 0.2 * off
+    rows = activations(SEVEN, stage, np.array([32768]), np.array([76]), np.array([4096]))[0] - on
+    assert rows == 4096 * 152064 * 4 + 2048 * 152064 * 8
