@@ -92,6 +92,17 @@ def test_count_limits_each_stage(preview):
     assert [record["id"] for record in preview("preview.count=2")] == ["image-red_disc", "image-green_disc"]
 
 
+def test_page_lies_in_the_run_folder(init, tmp_path, capsys):
+    words = [f"model.init={init}", f"run.dir={tmp_path}/run", "preview.format=html", "preview.count=2"]
+    assert main(["preview", "+recipe=tiny", *words]) == 0
+    page = tmp_path / "run" / "preview.html"
+    told, summary = capsys.readouterr().out.splitlines()[-2:]
+    assert told.startswith(f"{page} (0.")
+    assert summary.startswith("4 samples: tiny 4; 0 refused")
+    assert [path.name for path in page.parent.iterdir()] == ["preview.html"]
+    assert page.read_text().count("<article ") == 4
+
+
 def test_text_shows_supervised_words_and_visual_counts(init, capsys):
     words = ["preview.stage=onevision", "preview.count=1"]
     assert main(["preview", "+recipe=tiny", f"model.init={init}", *words]) == 0
