@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -81,6 +82,7 @@ class StageData:
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             collate_fn=to_arrays,  # type: ignore[arg-type]  # without batching it is given the item itself
+            pin_memory=torch.cuda.is_available(),
             worker_init_fn=follow_parent,
             multiprocessing_context="fork" if workers else None,  # its parent must be this process: see follow_parent
         )
