@@ -41,6 +41,7 @@ class Shown:
     result: EncodedSample | DataError
     record: Any
     tiles: np.ndarray | None = None
+    cut: int = 0  # tokens of its end that data.too_long=cut leaves out
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Preview:
             yield self._shown(name, media_roots(self._data, source), position, record, decode)
 
     def _shown(self, source: str, roots: MediaRoots, position: int, record: Any, decode: bool) -> Shown:
-        tiles, unrendered = None, False
+        tiles, cut, unrendered = None, 0, False
         result: EncodedSample | DataError
         try:
             sample = to_sample(record, source, position, roots)
@@ -111,6 +112,9 @@ class Preview:
             result = self._encoder.encode(sample, layouts)
             if decode:
                 tiles = self._media.tiles(sample, layouts)
+                if self._data.too_long == "cut":
+                    whole = self._encoder.measure(sample).text_tokens + len(result.visual_positions)
+                    cut = whole - len(result.input_ids)
                 unrendered = self.stage.template != "plain" and not _is_rendered(
                     sample, self.stage, self._encoder.template
                 )
@@ -118,7 +122,7 @@ class Preview:
             result = error
         if decode:
             self._summary.add(source, result, unrendered)
-        return Shown(record_id(record, position), source, self.name, result, record, tiles)
+        return Shown(record_id(record, position), source, self.name, result, record, tiles, cut)
 
 
 def _is_rendered(sample: Sample, stage: StageConfig, template: Template) -> bool:

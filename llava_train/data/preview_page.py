@@ -57,7 +57,7 @@ class PreviewPage:
         if isinstance(shown.result, DataError):
             kind, body = "refused", _refused(shown.result, shown.record)
         else:
-            kind, body = kind_of(shown.result.visuals), self._sample(shown.result, shown.tiles)
+            kind, body = kind_of(shown.result.visuals), self._sample(shown.result, shown)
         self._cards.append(
             f'<article data-stage="{escaped(shown.stage)}" data-source="{escaped(shown.source)}" data-kind={kind}>'
             f"<header><span class='badge {kind}'>{kind}</span><h3>{escaped(shown.id)}</h3>"
@@ -92,15 +92,16 @@ class PreviewPage:
             cards="".join(self._cards),
         )
 
-    def _sample(self, encoded: EncodedSample, tiles: np.ndarray | None) -> str:
+    def _sample(self, encoded: EncodedSample, shown: Shown) -> str:
         supervised, length, visual = encoded.num_supervised, len(encoded.input_ids), len(encoded.visual_positions)
         parts = {"visual": visual, "text": length - visual - supervised, "supervised": supervised}
         bar = "".join(f"<i class={name} style=flex-grow:{count}></i>" for name, count in parts.items())
         text = "".join(self._run(encoded, run) for run in runs(encoded))
+        cut = f" · <span class=bad>{shown.cut:,} tokens cut from its end</span>" if shown.cut else ""
         return (
             f"<span class=counts><b class=supervised>{supervised:,} learned</b> of {length:,} tokens"
-            f"{f' · {visual:,} visual · {encoded.num_tiles} tiles' if visual else ''}</span></header>"
-            f"<div class=parts>{bar}</div><div class=body>{self._media(encoded.visuals, tiles)}"
+            f"{f' · {visual:,} visual · {encoded.num_tiles} tiles' if visual else ''}{cut}</span></header>"
+            f"<div class=parts>{bar}</div><div class=body>{self._media(encoded.visuals, shown.tiles)}"
             f"<div class=text tabindex=0 role=region aria-label=text>{text}</div></div>"
         )
 

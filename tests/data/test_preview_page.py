@@ -182,6 +182,21 @@ def test_epoch_is_estimated_from_a_part_of_each_source(init, data, tmp_path, mon
     assert page.count("Estimated from the samples measured") == 1
 
 
+def test_what_is_cut_is_told(init, tmp_path):
+    tokenizer = byte_tokenizer()
+    rest = "<|im_start|>user\nAnd then?<|im_end|>\n<|im_start|>assistant\n" + "b" * 900 + "<|im_end|>\n"
+    records = [
+        {"conversations": turns("First?", "a" * 200) + turns("And then?", "b" * 900)},
+        {"conversations": turns("x", "y")},
+    ]
+    (tmp_path / "long.json").write_text(json.dumps(records))
+    words = [f"data.file={tmp_path}/long.json", "data.too_long=cut", "preview.stage=onevision"]
+    long, short = Dom(preview(init, tmp_path, tmp_path / "page.html", "html", *words)).articles
+    left_out = len(tokenizer(rest)["input_ids"])
+    assert f"{left_out:,} tokens cut from its end" in long.text
+    assert "cut" not in short.text
+
+
 @pytest.mark.parametrize("unit", [[], ["pack.unit=tokens", "pack.per_step=3", "pack.max_tokens=400"]])
 def test_packs_drawn_are_those_of_training(init, tmp_path, unit):
     words = [f"stages.onevision.{word}" for word in unit] + ["preview.stage=onevision"]
