@@ -106,8 +106,10 @@ def test_other_columns_are_passed_over_and_nulls_left_out(tmp_path):
     assert second == {"image": [], "video": []}
 
 
-def test_a_cell_that_is_no_medium_is_one_bad_record(tmp_path):
-    path = write(tmp_path, table(image=(pa.int64(), [None, 3]), conversations=(TURNS, [ASKED] * 2)), "parquet")
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_cell_that_is_no_medium_is_one_bad_record(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(f"llava_train.data.sources.{kind}.NUM_ROWS", 1)
+    path = write(tmp_path, table(image=(pa.int64(), [None, 3]), conversations=(TURNS, [ASKED] * 2)), kind)
     good, bad = map(record_of, open_source(path, "s"))
     assert good["image"] == []
     assert isinstance(bad, BadRecord)

@@ -107,6 +107,10 @@ REFUSED = {
         [("1.png", b""), ("1.json", entry(image=["1.png", "2.png"]))],
         "image 2.png is no member; found: 1.png, 1.json",
     ),
+    "one of as many": (
+        [("1.png", b""), ("1.jpg", b""), ("1.json", entry(image=["1.png", "2.png"]))],
+        "image 2.png is no member; found: 1.png, 1.jpg, 1.json",
+    ),
     "object": ([("1.json", entry(image=[PLACE]))], "'image' is neither a path nor a list of paths"),
     "twice": ([("1.png", b""), ("1.PNG", b""), ("1.json", entry())], "has two members .png"),
     "nothing said": ([("1.png", b"")], "has no member .json or .txt; found: png"),
