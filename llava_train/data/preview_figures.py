@@ -99,7 +99,7 @@ def _table(parts: dict[str, np.ndarray], weights: np.ndarray) -> str:
         median, most = _quantile(values, weights, 0.5), _quantile(values, weights, 0.95)
         share = (values * weights).sum() / (total * weights).sum()
         rows.append(
-            f"<tr><th scope=row><i class={name}></i>{PARTS.get(name, 'all tokens')}<td class=n>{share:.1%}"
+            f"<tr><th scope=row><i class={name}></i>{PARTS.get(name, 'all tokens')}<td class=n>{share:.2%}"
             f"<td class=n>{median:,.0f}<td class=n>{most:,.0f}<td class=n>{values.max():,.0f}"
         )
     head = "<tr><th>tokens of a sample<th class=n>share<th class=n>median<th class=n>95 %<th class=n>most"

@@ -194,7 +194,7 @@ def _about(found: Survey) -> str:
     figures = {
         "samples in an epoch": f"{sum(found.draws.values()):,}",
         "tokens in an epoch": f"{tokens:,.0f}" if found.is_whole else f"about {float(f'{tokens:.3g}'):,.0f}",
-        "of them learned": f"{learned / tokens:.1%}" if tokens else "0",
+        "of them learned": f"{learned / tokens:.2%}" if tokens else "0",
         "samples measured": f"{found.measured.total():,}",
         "shown below": f"{found.shown.total():,}",
         "refused": f"{found.refused.total():,}",
