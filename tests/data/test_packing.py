@@ -61,6 +61,11 @@ def test_work_is_spread_over_places_and_ranks():
     assert work.max(0).sum() < 1.001 * work.sum() / 4
 
 
+def test_swaps_even_out_what_longest_first_leaves():
+    """Longest first ends at {3 2 2} {3 2}; 3 against 2 makes both 6."""
+    assert sorted(plan for plan in pack_step(of([3, 3, 2, 2, 2]), Budget(100, 1), 2)) == [[[0, 1]], [[2, 3, 4]]]
+
+
 def test_fewer_samples_than_ranks_leave_fillers():
     assert sorted(pack_step(of([10, 20]), Budget(100, 10), 4)) == [[[]], [[]], [[0]], [[1]]]
 
