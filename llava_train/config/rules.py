@@ -45,6 +45,7 @@ CONFIG_BOUNDS: tuple[Bound, ...] = (
     ("evaluation.every", ">=", 0),
     ("evaluation.held_out", ">=", 0),
     ("evaluation.patience", ">=", 0),
+    ("train.max_wait", ">", 0),
     ("log.every", ">=", 1),
     ("preview.count", ">=", 0),
 )

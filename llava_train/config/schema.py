@@ -191,6 +191,13 @@ class EvaluationConfig:
 
 
 @dataclass
+class TrainConfig:
+    """How ranks train together; nothing here changes what is learned."""
+
+    max_wait: float = 600  # seconds before a step that ranks wait for one; 10 times the longest step where that is more
+
+
+@dataclass
 class LogConfig:
     every: int  # optimiser steps between lines of the JSONL log
     trackers: list[Literal["wandb", "tensorboard"]]
@@ -225,6 +232,7 @@ class Config:
     log: LogConfig
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass

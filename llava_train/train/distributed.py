@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from torch.distributed.distributed_c10d import AllgatherOptions
 
 from llava_train.config.errors import RunError
 
@@ -38,6 +39,7 @@ class Ranks:
     world_size: int
     device: torch.device
     group: dist.ProcessGroup | None = None  # on the CPU, for all that is no arithmetic; None where a rank is alone
+    store: dist.Store | None = None  # what ranks leave there is found by others, whatever they wait for; None likewise
 
     @property
     def is_first(self) -> bool:
@@ -61,6 +63,30 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def exchange(self, values: Sequence[float], limit: float) -> list[list[float]]:
+        """The numbers of every rank, as many on each, in rank order: one message over the CPU, in float64.
+
+        Raises RuntimeError, with "Timed out" in it, where a rank does not come within `limit` seconds.
+        """
+        mine = torch.tensor(values, dtype=torch.float64)
+        if self.group is None:
+            return [mine.tolist()]
+        theirs = [torch.empty_like(mine) for _ in range(self.world_size)]
+        options = AllgatherOptions()
+        options.timeout = timedelta(seconds=limit)
+        self.group.allgather([theirs], [mine], options).wait()
+        return [tensor.tolist() for tensor in theirs]
+
+    def tell(self, number: int) -> None:
+        """Leaves a number where `told` finds it on every rank."""
+        if self.store is not None:
+            self.store.set(f"rank {self.rank}", str(number))
+
+    def told(self) -> list[int]:
+        """What each rank left last, in rank order; 0 where it left nothing. Waits for none of them."""
+        keys = [f"rank {rank}" for rank in range(self.world_size)]
+        return [int(self.store.get(key)) if self.store and self.store.check([key]) else 0 for key in keys]
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
@@ -109,7 +135,7 @@ def start_ranks() -> Iterator[Ranks]:
     try:
         if not dist.is_initialized():
             _init_process_group("nccl" if cuda else "gloo", alone)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, _cpu_group())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, *_cpu_group())
     except RuntimeError as error:
         if isinstance(error, RunError) or not any(told in str(error) for told in _LOST_RANK):
             raise
@@ -122,8 +148,11 @@ def start_ranks() -> Iterator[Ranks]:
         os.environ.update(environ)
 
 
-def _cpu_group() -> dist.ProcessGroup | None:
-    return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT) if dist.get_world_size() > 1 else None
+def _cpu_group() -> tuple[dist.ProcessGroup | None, dist.Store | None]:
+    if dist.get_world_size() == 1:
+        return None, None
+    group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+    return group, dist.PrefixStore("llava_train", dist.distributed_c10d._get_default_store())
 
 
 def _quieten_libraries() -> None:

@@ -32,6 +32,7 @@ from llava_train.train.card import start_record
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.export import export_adapter, export_checkpoint, report_table
+from llava_train.train.guard import Guard
 from llava_train.train.held_out import held_out_loss, is_spent, lowest
 from llava_train.train.metrics import Metrics, console
 from llava_train.train.saver import Saver
@@ -73,6 +74,7 @@ class Trainer:
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.engine = Engine(module, groups, settings, ranks)
+        self.guard = Guard(ranks, config.train.max_wait)
         self.saver = Saver(stage.folder, self.engine, settings.checkpoint, ranks)
         self.num_steps = total_steps(data.steps_per_epoch, settings.epochs, settings.max_steps)
         self.state = TrainState()
@@ -138,10 +140,11 @@ class Trainer:
         num_left = 0 if self._is_over() else self.num_steps - self.state.step
         for step_batches in self.data.step_batches(self.state.step, num_left):
             assert step_batches.step == self.state.step, "data and trainer disagree on the position"
-            counts = count(step_batches.batches, self.ranks, self.stop.requested)
+            counts = count(step_batches, self.guard, self.stop.requested)
             if counts.wants_stop:
                 self._stop_if_asked(known=True)
-            skipped = [e for of_rank in self.ranks.gather(step_batches.skipped) for e in of_rank]
+            gathered = self.ranks.gather(step_batches.skipped) if counts.num_skipped else []
+            skipped = [error for of_rank in gathered for error in of_rank]
             factor = learning_rate_factor(self.state.step, self.num_steps, settings.schedule)
             rates = self.engine.set_learning_rates(factor)
             torch.manual_seed(self._seed())

@@ -9,8 +9,10 @@ import torch
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.errors import RunError
+from llava_train.data.dataset import StepBatches
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
+from llava_train.train.guard import Guard
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class StepCounts:
     num_tokens: int
     num_supervised: int
     num_visuals: int
+    num_skipped: int
     wants_stop: bool  # a rank was told to stop: all of them save and stop instead of taking this step
 
 
@@ -31,19 +34,24 @@ class StepResult:
     part_norms: dict[str, float]  # gradient norm per part, where asked for
 
 
-def count(batches: list[PackedBatch], ranks: Ranks, wants_stop: bool = False) -> StepCounts:
+def count(step_batches: StepBatches, guard: Guard, wants_stop: bool = False) -> StepCounts:
     """What the decoded step holds. Taken before its first forward, since decoding may have left slots empty.
 
-    `wants_stop`: whether this rank was told to stop; it rides in the same reduction, so that all of them agree.
+    `wants_stop`: whether this rank was told to stop; it rides in the same message, so that all of them agree.
+    Raises RunError where the ranks have different steps before them, or one does not come.
     """
+    batches = step_batches.batches
+    plan = {"epoch": step_batches.epoch, "micro-batches": len(batches)}
     local = [
         sum(len(b.sample_ids) for b in batches),
         sum(len(b.input_ids) for b in batches if b.sample_ids),
         sum(b.num_supervised for b in batches),
         sum(len(b.visuals) for b in batches),
+        len(step_batches.skipped),
     ]
-    samples, tokens, supervised, visuals, num_stops = map(int, ranks.sum(*local, wants_stop))
-    return StepCounts(samples, tokens, supervised, visuals, wants_stop=num_stops > 0)
+    told = guard.meet(step_batches.step, plan, [*local, wants_stop])
+    samples, tokens, supervised, visuals, skipped, stops = (int(sum(of_ranks)) for of_ranks in zip(*told, strict=True))
+    return StepCounts(samples, tokens, supervised, visuals, skipped, wants_stop=stops > 0)
 
 
 def train_step(

@@ -4,11 +4,18 @@ import pytest
 import torch
 
 from llava_train.batch.packed import IGNORE_INDEX, PackedBatch
-from llava_train.config.errors import RunError
+from llava_train.config.errors import DataError, RunError
+from llava_train.data.dataset import StepBatches
 from llava_train.train.distributed import Ranks
-from llava_train.train.step import StepCounts, count, train_step
+from llava_train.train.guard import Guard
+from llava_train.train.step import StepCounts, train_step
+from llava_train.train.step import count as count_step
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def count(batches: list[PackedBatch], skipped=(), wants_stop=False) -> StepCounts:
+    return count_step(StepBatches(0, 0, batches, list(skipped)), Guard(ALONE, 1.0), wants_stop)
 
 
 def make_batch(labels: list[int], names: tuple[str, ...]) -> PackedBatch:
@@ -35,15 +42,15 @@ class FixedLosses:
 
 def test_counts_leave_fillers_out():
     batches = [make_batch([IGNORE_INDEX, 5, 6], ("a/1",)), make_batch([IGNORE_INDEX], ())]
-    assert count(batches, ALONE) == StepCounts(
-        num_samples=1, num_tokens=3, num_supervised=2, num_visuals=0, wants_stop=False
+    assert count(batches, [DataError("a", "2", "broken")]) == StepCounts(
+        num_samples=1, num_tokens=3, num_supervised=2, num_visuals=0, num_skipped=1, wants_stop=False
     )
-    assert count(batches, ALONE, wants_stop=True).wants_stop
+    assert count(batches, wants_stop=True).wants_stop
 
 
 def test_loss_is_the_mean_over_the_steps_supervised_tokens():
     batches = [make_batch([IGNORE_INDEX, 5, 6], ("a/1",)), make_batch([IGNORE_INDEX, 7], ("a/2",))]
-    result = train_step(FixedLosses(2.0, 4.0), batches, count(batches, ALONE), ALONE)
+    result = train_step(FixedLosses(2.0, 4.0), batches, count(batches), ALONE)
     assert result.loss == 2.0
     assert result.grad_norm == 1.5
 
@@ -51,12 +58,12 @@ def test_loss_is_the_mean_over_the_steps_supervised_tokens():
 def test_a_loss_that_is_not_finite_names_the_samples_of_its_pack():
     batches = [make_batch([IGNORE_INDEX, 5], ("a/1", "a/2")), make_batch([IGNORE_INDEX, 7], ("b/3", "b/4"))]
     with pytest.raises(RunError, match=r"not finite in the pack of: b/3, b/4$"):
-        train_step(FixedLosses(2.0, float("nan")), batches, count(batches, ALONE), ALONE)
+        train_step(FixedLosses(2.0, float("nan")), batches, count(batches), ALONE)
 
 
 def test_a_step_that_supervises_nothing_is_an_error():
     engine = FixedLosses(0.0)
     batches = [make_batch([IGNORE_INDEX], ("a/1",))]
     with pytest.raises(RunError, match="supervises no token"):
-        train_step(engine, batches, count(batches, ALONE), ALONE)
+        train_step(engine, batches, count(batches), ALONE)
     assert not engine.stepped
