@@ -42,7 +42,8 @@ class MediaRoots:
         """Raises BadRecord where a path leads outside."""
         if isinstance(entry, PackedFile):
             return entry._replace(path=self.packed) if self.packed and entry.path == Path() else entry
-        return inside(self.root, entry, None if self.outside else (self.root, *([self.base] if self.base else [])))
+        tops = {self.root: None, self.base or self.root: None}
+        return inside(self.root, entry, None if self.outside else tuple(tops))
 
 
 def media_roots(data: DataConfig, source: SourceConfig) -> MediaRoots:
