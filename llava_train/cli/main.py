@@ -8,9 +8,9 @@ import os
 import sys
 
 from llava_train.config.assets import headline, shipped_recipes
-from llava_train.config.errors import ConfigError, DataError, RunError
+from llava_train.config.errors import ConfigError, DataError, LostRankError, RunError
 from llava_train.config.typed import nearest
-from llava_train.train.signals import EXIT_CODE, Stopped
+from llava_train.train.signals import EXIT_CODE, LOST, Stopped
 
 VERBS = {
     "train": "train the stages of a recipe (the verb may be left out)",
@@ -21,6 +21,8 @@ VERBS = {
     "evaluate": "score answers to held-out questions, as figures and a page: model.init=DIR data.file=FILE",
     "compare": "show evaluations of the same questions side by side: before=DIR after=[DIR,...]",
     "export": "turn a run's checkpoint into a Hugging Face folder: run.dir=DIR [stage=NAME] [step=N] out=DIR",
+    "status": "say how far a run is, how fast, what stopped it and what it saved last: run.dir=DIR",
+    "job": "begin or end a SLURM job's segment of a run, for slurm/train.sbatch",
     "convert": "turn a checkpoint of the original trainer into a Hugging Face folder: original=DIR out=DIR",
 }
 _REFUSALS = {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT}  # of a file system, to whoever asks
@@ -51,12 +53,13 @@ your own recipe: my_recipes/mine.yaml with `defaults: [ov_stage, _self_]` and wh
 
 settings: KEY=VALUE sets, +KEY=VALUE adds an entry to a mapping by name, ~KEY removes one; texts are taken as written.
 exit codes: 0 done; 2 for what you can mend; 75 stopped by SIGTERM, SIGUSR1 or SIGINT with everything saved: the same
-command continues; 128+N ended at once by a second signal N.
+command continues; 69 another rank is gone, 70 no step in time: it continues from the last whole checkpoint; 128+N ended
+at once by a second signal N.
 sizes: model=onevision_0_5b | onevision_7b | onevision_72b. What each key means: llava_train/config/schema.py."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command line. Returns its exit code: 0, 2 for what the user can mend, 75 where a signal stopped it."""
+    """Runs one command line. Returns its exit code, 2 for what the user can mend."""
     words = sys.argv[1:] if argv is None else argv
     if not words or {"--help", "-h"} & set(words):
         print(help_text())
@@ -74,6 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as stopped:
         _print_once(f"{stopped}: the same command continues")
         return EXIT_CODE
+    except LostRankError as error:
+        print(error, file=sys.stderr)
+        return LOST
     except (DataError, RunError) as error:
         print(error, file=sys.stderr)
     except OSError as error:

@@ -42,3 +42,7 @@ class DataError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot go on or be continued, for a reason its user can act on."""
+
+
+class LostRankError(RunError):
+    """Another rank is gone or does not come: the same command may well go on from the last whole checkpoint."""

@@ -31,6 +31,7 @@ from llava_train.config.schema import (
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
+    StatusConfig,
 )
 from llava_train.config.typed import UNSOUND, build, nearest
 
@@ -42,6 +43,7 @@ _WITHOUT_RECIPE: dict[Any, tuple[str, str]] = {
     CompareConfig: ("compare", "before=DIR after=[DIR,...]"),
     ConvertConfig: ("convert", "original=DIR out=DIR"),
     ExportConfig: ("export", "run.dir=DIR out=DIR"),
+    StatusConfig: ("status", "run.dir=DIR"),
 }
 _read_once = cache(read_yaml)  # for our own recipes, which do not change while a process runs
 

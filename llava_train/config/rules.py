@@ -23,6 +23,7 @@ from llava_train.config.schema import (
     ExportConfig,
     GenerateConfig,
     StageConfig,
+    StatusConfig,
 )
 from llava_train.config.typed import nearest, shown
 
@@ -317,9 +318,12 @@ def convert_writes_a_new_folder(config: ConvertConfig) -> Iterator[Fault]:
         yield Fault("out", problem, "set out=DIR, a folder that does not exist yet")
 
 
-def export_reads_a_run(config: ExportConfig) -> Iterator[Fault]:
+def reads_a_run(config: ExportConfig | StatusConfig) -> Iterator[Fault]:
     if not (config.run.dir and Path(config.run.dir).is_dir()):
         yield Fault("run.dir", f"no folder {shown(config.run.dir)}", "name the folder of a run, as runs/NAME")
+
+
+def export_step_is_in_range(config: ExportConfig) -> Iterator[Fault]:
     if config.step < 0:
         yield Fault("step", f"{config.step} is out of range", "allowed: >= 1, or 0 for the latest")
 
@@ -375,5 +379,6 @@ VERB_RULES: dict[type, tuple[Rule, ...]] = {
     EvaluateConfig: EVALUATE_RULES,
     CompareConfig: COMPARE_RULES,
     ConvertConfig: (convert_reads_folders, convert_writes_a_new_folder),
-    ExportConfig: (export_reads_a_run, export_replaces_nothing_but_an_export),
+    ExportConfig: (reads_a_run, export_step_is_in_range, export_replaces_nothing_but_an_export),
+    StatusConfig: (reads_a_run,),
 }

@@ -320,6 +320,13 @@ class ExportRun:
 
 
 @dataclass
+class StatusConfig:
+    """`python -m llava_train status`: how far a run is, how fast, what stopped it, what it saved last."""
+
+    run: ExportRun
+
+
+@dataclass
 class ExportConfig:
     """`python -m llava_train export`: a Hugging Face folder from a step checkpoint of a run.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -21,35 +20,17 @@ from llava_train.model.hf import flush
 from llava_train.model.tensorfile import SlicedFiles, Written, file_sha256
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
+from llava_train.train.folders import PARTIAL, step_of, whole_checkpoints, write_whole
 from llava_train.train.state import TrainState
 
 BASE = "base"
 MANIFEST = {"base": "manifest.json", "step": "state.json"}
 LATEST, BEST = "latest", "best"
-PARTIAL, DAMAGED = ".partial", ".damaged"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file so that a reader sees the old text or the new, never a part."""
-    beside = path.with_name(path.name + PARTIAL)
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+DAMAGED = ".damaged"
 
 
 def step_folder(stage_dir: Path, step: int) -> Path:
     return stage_dir / f"step-{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
-def whole_checkpoints(stage_dir: Path) -> list[Path]:
-    """Step folders that were written to their end, newest first."""
-    return sorted((f for f in stage_dir.glob("step-" + "[0-9]" * 8) if f.is_dir()), reverse=True)
 
 
 def manifest_of(folder: Path) -> Path:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import transformers
 from torch.distributed.distributed_c10d import AllgatherOptions
 
-from llava_train.config.errors import RunError
+from llava_train.config.errors import LostRankError, RunError
 
 # The original waits a year for a lost rank; half an hour is longer than any step and short enough to be noticed.
 TIMEOUT = timedelta(minutes=30)
@@ -116,7 +116,7 @@ def slurm_environment(environ: dict[str, str]) -> dict[str, str]:
 def start_ranks() -> Iterator[Ranks]:
     """The process group that torchrun or srun describes in the environment, or one of this process alone.
 
-    Raises RunError where another rank is lost.
+    Raises LostRankError where another rank is gone, and RunError where a GPU's memory does not do.
     """
     _quieten_libraries()
     environ = dict(os.environ)
@@ -136,10 +136,14 @@ def start_ranks() -> Iterator[Ranks]:
         if not dist.is_initialized():
             _init_process_group("nccl" if cuda else "gloo", alone)
         yield Ranks(dist.get_rank(), dist.get_world_size(), device, *_cpu_group())
+    except torch.OutOfMemoryError as error:
+        remedy = "less in stages.STAGE.pack, gradient_checkpointing, a higher zero.level, more GPUs"
+        told = str(error).splitlines()[0]
+        raise RunError(f"{told}\n    -> {remedy}: `python -m llava_train plan` compares them") from error
     except RuntimeError as error:
         if isinstance(error, RunError) or not any(told in str(error) for told in _LOST_RANK):
             raise
-        raise RunError(
+        raise LostRankError(
             f"another rank of this run is gone: {str(error).splitlines()[0]}\n"
             "    -> its own last words say why; the same command continues from the last whole checkpoint"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from llava_train.config.errors import RunError
+from llava_train.config.errors import LostRankError, RunError
 from llava_train.train.distributed import Ranks
 
 LONGER = 10  # times the longest stretch between two meetings so far that a rank is waited for, if `max_wait` is less
@@ -23,7 +23,7 @@ class Guard:
     def meet(self, step: int, plan: dict[str, int], counts: Sequence[float]) -> list[list[float]]:
         """`counts` of every rank, in rank order. step: how many were done before. plan: what must be alike on all.
 
-        Raises RunError where a rank has another step or plan, and where one does not come.
+        Raises RunError where a rank has another step or plan, LostRankError where one does not come.
         """
         began = time.monotonic()
         self._longest, self._last = max(self._longest, began - self._last), began
@@ -34,7 +34,7 @@ class Guard:
         except RuntimeError as error:
             if time.monotonic() - began < limit and "Timed out" not in str(error):
                 raise  # a rank is gone, which shows at once
-            raise RunError(self._absent(step + 1, limit)) from error
+            raise LostRankError(self._absent(step + 1, limit)) from error
         width = 1 + len(plan)
         _refuse_differences([dict(zip(["step", *plan], map(int, row[:width]), strict=True)) for row in told])
         self._last = time.monotonic()

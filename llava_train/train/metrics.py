@@ -9,26 +9,20 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from llava_train.config.schema import LogConfig
-from llava_train.train.checkpoint import write_whole
+from llava_train.train.folders import METRICS, read_metrics, write_whole
 from llava_train.train.state import HELD_OUT_LOSS
 
-FILE = "metrics.jsonl"
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
 def console(is_first: bool = True) -> Console:
     return Console(quiet=not is_first, width=None if sys.stdout.isatty() else 120)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    path = folder / FILE
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 class Tracker(Protocol):
@@ -89,8 +83,8 @@ class Metrics:
     def __init__(self, folder: Path, name: str, label: str, first_step: int, num_steps: int, log: LogConfig):
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(folder) if line["step"] <= first_step]
-        write_whole(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = (folder / FILE).open("a", encoding="utf-8")
+        write_whole(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._every, self._num_steps = log.every, num_steps
         self._trackers: list[Tracker] = [TRACKERS[t](folder, name) for t in log.trackers]
         self._console = console()
@@ -123,7 +117,8 @@ class Metrics:
         """`values` has `step` (done, from 1), `loss`, `tokens_per_second` and whatever else is worth keeping."""
         step = int(values["step"])
         if step % self._every == 0 or step == self._num_steps or HELD_OUT_LOSS in values:
-            self._file.write(json.dumps(values) + "\n")
+            about = {"num_steps": self._num_steps, "time": time.time()}
+            self._file.write(json.dumps(values | about) + "\n")
             self._file.flush()
             for tracker in self._trackers:
                 tracker.log({k: v for k, v in values.items() if k != "step"}, step)

@@ -15,6 +15,8 @@ from typing import Any
 from llava_train.data.processes import STOP_SIGNALS
 
 EXIT_CODE = os.EX_TEMPFAIL  # 75: the same command continues
+LOST = os.EX_UNAVAILABLE  # 69: another rank is gone or does not come
+HUNG = os.EX_SOFTWARE  # 70: no step in time
 GRACE = 3.0  # seconds in which a second signal counts as the first: launchers pass on what a process has had already
 
 

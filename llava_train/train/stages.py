@@ -13,9 +13,9 @@ from llava_train.config.fingerprint import differences, fingerprint
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.train import checkpoint
 from llava_train.train.distributed import Ranks
+from llava_train.train.folders import FINISHED
 from llava_train.train.metrics import console
 
-FINISHED = "finished.json"
 EXPORT, ADAPTER = "hf", "adapter"
 _ROUNDING = (
     "  with another number of ranks, ZeRO level or packing the losses agree to about 1e-5 relative, not bit for bit"

@@ -72,7 +72,7 @@ def test_a_killed_rank_is_told_by_the_other_and_leaves_the_last_checkpoint(tmp_p
     job = Job(tmp_path, zero(2), num_ranks=2)
     job.wait_for_step(4)
     job.ranks[1].kill()
-    told = job.end(2, -9, timeout=30)
+    told = job.end(69, -9, timeout=30)
     assert "another rank of this run is gone" in told
     assert "the same command continues from the last whole checkpoint" in told
     assert "Traceback" not in told

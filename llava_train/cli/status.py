@@ -1,0 +1,17 @@
+"""`status`: how far a run is, in words and as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llava_train.config.load import load_verb
+from llava_train.config.schema import StatusConfig
+from llava_train.train.status import as_text, status
+
+
+def run(argv: list[str]) -> int:
+    """Raises ConfigError, RunError."""
+    told = status(Path(load_verb(StatusConfig, argv).run.dir))
+    print(*as_text(told), json.dumps(told), sep="\n")
+    return 0

@@ -1,0 +1,38 @@
+"""A run's folder as its files stand, read and written without a heavy library: checkpoints, logs, ends of stages."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+FINISHED = "finished.json"
+METRICS = "metrics.jsonl"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file so that a reader sees the old text or the new, never a part."""
+    beside = path.with_name(path.name + PARTIAL)
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def whole_checkpoints(stage_dir: Path) -> list[Path]:
+    """Step folders that were written to their end, newest first."""
+    return sorted((f for f in stage_dir.glob("step-" + "[0-9]" * 8) if f.is_dir()), reverse=True)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines that a stage has logged; one that is being written is left out."""
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
