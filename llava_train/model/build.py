@@ -14,7 +14,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedToken
 
 from llava_train.config.schema import GenerateModel, ModelConfig, Precision
 from llava_train.family.onevision.settings import read_config, read_tokenizer
-from llava_train.model.parts import join_parts
+from llava_train.model.parts import Load, join_parts
 from llava_train.model.quantized import LoadIn, load_quantized
 from llava_train.model.strict import config_error, load_strictly
 from llava_train.model.tiny import make_tiny
@@ -40,15 +40,23 @@ def resolve_init(model: ModelConfig, cache_dir: Path) -> ModelConfig:
 
 
 def load_model(
-    model: ModelConfig, precision: Precision, cache_dir: Path, seed: int = 0, load_in: LoadIn = "none"
+    model: ModelConfig,
+    precision: Precision,
+    cache_dir: Path,
+    seed: int = 0,
+    load_in: LoadIn = "none",
+    load: Load = load_strictly,
 ) -> LoadedModel:
     """Loads `model.init`, or builds from `model.language_model` and `model.vision_tower` with a new projector.
 
-    `seed` draws the new projector and newline. load_in: see `load_checkpoint`; the parts are never quantised. Raises
-    ConfigError where weights are absent or a key is missing, unexpected or of another shape.
+    `seed` draws the new projector and newline. load_in: see `load_checkpoint`; the parts are never quantised. load:
+    `load_unread` leaves the weights in their files; what is quantised is read. Raises ConfigError where weights are
+    absent or a key is missing, unexpected or of another shape.
     """
     model, dtype = resolve_init(model, cache_dir), DTYPES[precision]
-    return load_checkpoint(model, dtype, load_in) if model.init else _from_parts(model, dtype, seed)
+    if model.init:
+        return load_checkpoint(model, dtype, load_in, load=load)
+    return _from_parts(model, dtype, seed, load)
 
 
 def load_checkpoint(
@@ -56,6 +64,7 @@ def load_checkpoint(
     dtype: torch.dtype | Literal["auto"],
     load_in: LoadIn = "none",
     device_map: DeviceMap = "none",
+    load: Load = load_strictly,
 ) -> LoadedModel:
     """The LlavaOnevision checkpoint `model.init`.
 
@@ -65,7 +74,7 @@ def load_checkpoint(
     places: dict[str, Any] = {} if device_map == "none" else {"device_map": device_map}
     tokenizer = read_tokenizer(model.init, read_config(model.init))
     if load_in == "none":
-        hf_model = load_strictly(LlavaOnevisionForConditionalGeneration, "model.init", model.init, dtype, **places)
+        hf_model = load(LlavaOnevisionForConditionalGeneration, "model.init", model.init, dtype, **places)
     else:
         hf_model = load_quantized("model.init", model.init, dtype, load_in, **places)
     config = hf_model.config
@@ -75,8 +84,8 @@ def load_checkpoint(
     return LoadedModel(hf_model, tokenizer, dict.fromkeys(PARTS, model.init))
 
 
-def _from_parts(model: ModelConfig, dtype: torch.dtype, seed: int) -> LoadedModel:
-    hf_model, tokenizer = join_parts(model, dtype, seed)
+def _from_parts(model: ModelConfig, dtype: torch.dtype, seed: int, load: Load) -> LoadedModel:
+    hf_model, tokenizer = join_parts(model, dtype, seed, load)
     sources: dict[Part, str] = {
         "vision_tower": model.vision_tower,
         "projector": f"new, seed {seed}",

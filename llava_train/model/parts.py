@@ -7,13 +7,14 @@ it has none; all other weights are taken as they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerBase,
@@ -23,21 +24,25 @@ from transformers import (
 from llava_train.config.schema import ModelConfig
 from llava_train.family.onevision.settings import read_model
 from llava_train.model.strict import load_strictly
+from llava_train.model.unread import read_weight, unread
 
+Load = Callable[..., Any]  # load_strictly, or what stands for it
 ROWS_MULTIPLE = 64  # of embedding rows where some are added: matrix products run faster on such sizes
 
 
 def join_parts(
-    model: ModelConfig, dtype: torch.dtype, seed: int
+    model: ModelConfig, dtype: torch.dtype, seed: int, load: Load = load_strictly
 ) -> tuple[LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase]:
     """The model of `model.language_model` and `model.vision_tower`, and its tokenizer; `seed` draws the projector.
+
+    load: `load_strictly` or `load_unread`; embeddings that get more rows are read in any case.
 
     Raises ConfigError where a part is of another type, or its weights are absent or do not fit.
     """
     settings, tokenizer = read_model(model)
-    language_model = _load_language_model(model.language_model, dtype)
+    language_model = _load_language_model(model.language_model, dtype, load)
     _add_rows(language_model, max(settings.image_token_id, settings.video_token_id) + 1)
-    tower = _load_tower(model.vision_tower, dtype)
+    tower = _load_tower(model.vision_tower, dtype, load)
     sides = [settings.tile_size * count for count in range(1, 7)]
     config = LlavaOnevisionConfig(
         vision_config=tower.config,
@@ -56,11 +61,11 @@ def join_parts(
     return hf_model.eval(), tokenizer
 
 
-def _load_language_model(folder: str, dtype: torch.dtype) -> Any:
+def _load_language_model(folder: str, dtype: torch.dtype, load: Load) -> Any:
     """Without a padding id in its config: the embedding of that token, often an end token, would get no gradient."""
     config = AutoConfig.from_pretrained(folder)
     config.pad_token_id = None
-    return load_strictly(AutoModelForCausalLM, "model.language_model", folder, dtype, config=config)
+    return load(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "model.language_model", folder, dtype, config=config)
 
 
 def _add_rows(language_model: Any, needed: int) -> None:
@@ -72,13 +77,17 @@ def _add_rows(language_model: Any, needed: int) -> None:
     rows = language_model.get_input_embeddings().weight.shape[0]
     if needed <= rows:
         return
+    for parameter in unread(
+        [language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight]
+    ):
+        read_weight(parameter)
     language_model.resize_token_embeddings(needed, pad_to_multiple_of=ROWS_MULTIPLE, mean_resizing=False)
     with torch.no_grad():
         for module in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
             module.weight[rows:] = module.weight[:rows].mean(dim=0, dtype=torch.float32)
 
 
-def _load_tower(folder: str, dtype: torch.dtype) -> SiglipVisionModel:
+def _load_tower(folder: str, dtype: torch.dtype, load: Load) -> SiglipVisionModel:
     """A SigLIP tower. A published one (with its pooling head) loses the head and its last layer.
 
     LLaVA-OneVision reads the output of layer 26 of SO400M's 27: the last hidden state of the tower cut so.
@@ -91,7 +100,7 @@ def _load_tower(folder: str, dtype: torch.dtype) -> SiglipVisionModel:
         config.vision_use_head = False
         config.num_hidden_layers -= 1
         dropped += rf"|^(vision_model\.)?(head\.|encoder\.layers\.{config.num_hidden_layers}\.)"
-    return load_strictly(SiglipVisionModel, "model.vision_tower", folder, dtype, config=config, dropped=dropped)
+    return load(SiglipVisionModel, "model.vision_tower", folder, dtype, config=config, dropped=dropped)
 
 
 def _new_projector(hf_model: LlavaOnevisionForConditionalGeneration, dtype: torch.dtype, seed: int) -> None:

@@ -16,14 +16,15 @@ def load_strictly(
 ) -> Any:
     """`from_pretrained` of the folder that `key` of the config names, without code from it.
 
-    Raises ConfigError where there are no safetensors or a key is missing, unexpected (unless it matches `dropped`) or
-    of another shape.
+    A `state_dict` among the arguments stands for the folder's weights; a `config` must then be there too. Raises
+    ConfigError where there are no safetensors or a key is missing, unexpected (unless it matches `dropped`) or of
+    another shape.
     """
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # else a published tower's dropped keys fill the screen; they are judged below
     try:
         loaded, info = model_class.from_pretrained(
-            folder,
+            None if "state_dict" in kwargs else folder,
             dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported, then refused below, together with the others

@@ -14,6 +14,8 @@ from llava_train.family.onevision.cost import read_dims
 from llava_train.family.onevision.geometry import Geometry, make_geometry
 from llava_train.model.attention import choose_kernel
 from llava_train.model.build import DTYPES, LoadedModel, load_model
+from llava_train.model.strict import load_strictly
+from llava_train.model.unread import load_unread
 from llava_train.train.distributed import Ranks
 from llava_train.train.loop import Trainer
 from llava_train.train.signals import StopSignal
@@ -21,11 +23,17 @@ from llava_train.train.stages import Stage
 
 
 def build_model(config: Config, stage: Stage, ranks: Ranks) -> LoadedModel:
-    """The stage's start, in its precision; the run's seed draws what is new. Raises ConfigError."""
+    """The stage's start, in its precision; the run's seed draws what is new. Raises ConfigError.
+
+    At ZeRO 3 weights stay in their files, for the engine to read one at a time into the ranks' shards; not where they
+    are quantised while they are read, nor where adapters start from their norms (DoRA).
+    """
     choose_kernel(config.model.attention, ranks.device, DTYPES[stage.settings.precision])  # what cannot run fails now
     torch.manual_seed(config.run.seed)
     settings = stage.settings
-    return load_model(stage.start, settings.precision, Path(config.run.dir), config.run.seed, settings.load_in)
+    reads_norms = any(adapter.dora for adapter in settings.lora.values())
+    load = load_unread if settings.zero.level == 3 and not reads_norms else load_strictly
+    return load_model(stage.start, settings.precision, Path(config.run.dir), config.run.seed, settings.load_in, load)
 
 
 def build_data(config: Config, stage: Stage, model: LoadedModel, ranks: Ranks) -> data_build.StageData:

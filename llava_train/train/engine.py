@@ -19,6 +19,7 @@ from llava_train.batch.packed import PackedBatch
 from llava_train.config.errors import RunError
 from llava_train.config.schema import OptimizerConfig, StageConfig
 from llava_train.model.tensorfile import SlicedFiles
+from llava_train.model.unread import read_weight, unread
 from llava_train.train.distributed import Ranks
 from llava_train.train.partition import Slice, frozen_slices, refresh_weights, trained_slices
 
@@ -83,10 +84,10 @@ class Engine:
         self.base_rates = [float(group["lr"]) for group in groups]
         self._fused = ranks.device.type == "cuda" and not stage.zero.offload_optimizer
         self._torch_optimizer = build_optimizer(groups, stage.optimizer, self._fused)
+        settings = deepspeed_config(stage, ranks.world_size)
         with redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimiser prints its memory a dozen times
-            self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=self._torch_optimizer, config=deepspeed_config(stage, ranks.world_size)
-            )
+            _read_into_shards(module, settings)
+            self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._torch_optimizer, config=settings)
         self._plain_clip = stage.optimizer.max_grad_norm if _is_plain(stage) else None
         self._level = _deepspeed_level(stage)
         self._place = (ranks.rank, ranks.world_size)
@@ -193,6 +194,20 @@ class Engine:
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.module.named_parameters():
             yield name.removeprefix(MODEL_PREFIX), parameter
+
+
+def _read_into_shards(module: nn.Module, settings: dict[str, Any]) -> None:
+    """Reads the weights that are still in their files, one at a time, of which each rank keeps its part (ZeRO 3)."""
+    import deepspeed
+
+    convert: Callable[..., None] | None = None
+    for parameter in unread(module.parameters()):
+        read_weight(parameter)
+        if convert is None:
+            deepspeed.zero.Init(nn.ParameterList([parameter]), config_dict_or_path=settings, dtype=parameter.dtype)
+            convert = parameter.convert_to_zero_parameters  # type: ignore[attr-defined]
+        else:
+            convert(param_list=[parameter])
 
 
 def _read(files: SlicedFiles, name: str, part: Slice) -> torch.Tensor:

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from llava_train.config.errors import ConfigError
 from llava_train.config.schema import ModelConfig
-from llava_train.model.build import load_model
+from llava_train.model.build import DTYPES, load_model
+from llava_train.model.strict import load_strictly
+from llava_train.model.unread import load_unread, read_weight, unread
 
 
+@pytest.mark.parametrize("load", [load_strictly, load_unread])
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -22,21 +26,36 @@ from llava_train.model.build import load_model
     ],
     ids=["missing", "unexpected", "shape"],
 )
-def test_keys_that_do_not_fit_are_named(tiny_folder, tmp_path, change, told):
+def test_keys_that_do_not_fit_are_named(tiny_folder, tmp_path, change, told, load):
     folder = copy_of(tiny_folder, tmp_path / "broken")
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=told):
-        load_model(ModelConfig(str(folder), "", "", "auto"), "fp32", tmp_path)
+        load_model(ModelConfig(str(folder), "", "", "auto"), "fp32", tmp_path, load=load)
 
 
-def test_pickled_weights_are_not_read(tiny_folder, tmp_path):
+@pytest.mark.parametrize("load", [load_strictly, load_unread])
+def test_pickled_weights_are_not_read(tiny_folder, tmp_path, load):
     folder = copy_of(tiny_folder, tmp_path / "pickled")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="safetensors"):
-        load_model(ModelConfig(str(folder), "", "", "auto"), "fp32", tmp_path)
+        load_model(ModelConfig(str(folder), "", "", "auto"), "fp32", tmp_path, load=load)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_left_in_their_files_are_those_read_at_once(tiny_folder, tmp_path, precision):
+    init = ModelConfig(str(tiny_folder), "", "", "auto")
+    ours, whole = (load_model(init, precision, tmp_path, load=load).model for load in (load_unread, load_strictly))
+    left = unread(ours.parameters())
+    assert len(left) == len(list(whole.parameters()))
+    assert {parameter.untyped_storage().nbytes() for parameter in left} == {DTYPES[precision].itemsize}
+    for parameter in left:
+        read_weight(parameter)
+    for kind in (nn.Module.named_parameters, nn.Module.named_buffers):
+        torch.testing.assert_close(dict(kind(ours)), dict(kind(whole)), rtol=0, atol=0)
+    assert ours.config.to_dict() == whole.config.to_dict()
 
 
 def test_tiny_is_made_once_and_is_the_same_everywhere(tmp_path):

@@ -1,0 +1,53 @@
+"""A model whose weights stay in their files until each is asked for, so that no rank need hold it whole.
+
+Its parameters have their shapes and dtype and take no memory; `read_weight` gives one its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoConfig
+
+from llava_train.model.stored import open_weights
+from llava_train.model.strict import load_strictly
+
+
+def load_unread(model_class: Any, key: str, folder: str, dtype: torch.dtype, dropped: str = "^$", **kwargs: Any) -> Any:
+    """As `load_strictly`, which finds the parameter of every tensor, but nothing is read.
+
+    In place of tensors it is given their numbers, stretched to their shapes: what it puts where, tells which is whose.
+    """
+    path = Path(folder) if Path(folder).is_dir() else Path(snapshot_download(folder, allow_patterns=["*.safetensors*"]))
+    if not list(path.glob("*.safetensors")):
+        return load_strictly(model_class, key, folder, dtype, dropped, **kwargs)  # says what is missing
+    kwargs = {"config": AutoConfig.from_pretrained(folder), **kwargs}
+    stored = open_weights(key, path)
+    names = list(stored.specs)
+    numbers = {name: torch.tensor(float(i)).expand(stored.specs[name].shape) for i, name in enumerate(names)}
+    hf_model = load_strictly(model_class, key, folder, torch.float32, dropped, state_dict=numbers, **kwargs)
+    for parameter in hf_model.parameters():
+        name = names[int(parameter.data.flatten()[0])]
+        parameter.data = torch.zeros((), dtype=dtype).expand(parameter.shape)
+        parameter.read = lambda name=name: stored.read(name).to(dtype)
+    for config in (hf_model.config, *(getattr(hf_model.config, name) for name in hf_model.config.sub_configs)):
+        config.dtype = dtype
+    hf_model.config._name_or_path = folder
+    return hf_model
+
+
+def unread(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if hasattr(parameter, "read")]
+
+
+def read_weight(parameter: nn.Parameter) -> None:
+    """Gives an unread parameter its values, in memory of its own."""
+    read: Callable[[], torch.Tensor] = parameter.read  # type: ignore[attr-defined]
+    del parameter.read  # type: ignore[attr-defined]
+    values = read()
+    parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype).copy_(values)
