@@ -41,6 +41,7 @@ from llava_train.train.signals import Stopped, StopSignal
 from llava_train.train.stages import ADAPTER, EXPORT, Stage, finish, refuse, resume_meta
 from llava_train.train.state import HELD_OUT_LOSS, TrainState, as_record
 from llava_train.train.step import StepCounts, StepResult, count, train_step
+from llava_train.train.watchdog import Watchdog
 
 LISTED_SAMPLES = 20  # left-out samples that the end of a stage names; all are in the summary file
 
@@ -75,6 +76,7 @@ class Trainer:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.engine = Engine(module, groups, settings, ranks)
         self.guard = Guard(ranks, config.train.max_wait)
+        self.watchdog = Watchdog(stage.folder, ranks.rank, config.train.max_wait)
         self.saver = Saver(stage.folder, self.engine, settings.checkpoint, ranks)
         self.num_steps = total_steps(data.steps_per_epoch, settings.epochs, settings.max_steps)
         self.state = TrainState()
@@ -94,10 +96,10 @@ class Trainer:
         with self.stop.deferred():
             self._resume()
             self._say_start()
-            with self._metrics() as metrics:
+            with self._metrics() as metrics, self.watchdog:
                 self._measure(is_due=self.state.step == 0)
                 self._steps(metrics)
-            self._stop_if_asked()
+                self._stop_if_asked()
         exported = self._exported()
         self._export(exported)
         if self.ranks.is_first:
@@ -137,6 +139,7 @@ class Trainer:
     def _steps(self, metrics: Metrics | None) -> None:
         settings = self.stage.settings
         began, stalled = time.monotonic(), 0.0
+        self.watchdog.watch("step")
         num_left = 0 if self._is_over() else self.num_steps - self.state.step
         for step_batches in self.data.step_batches(self.state.step, num_left):
             assert step_batches.step == self.state.step, "data and trainer disagree on the position"
@@ -156,12 +159,14 @@ class Trainer:
             seconds = time.monotonic() - began
             self.state.add(counts, result.loss, skipped, seconds)
             done = time.monotonic()
+            self.watchdog.watch("pause")
             is_last = self.state.step == self.num_steps
             held_out = self._measure(is_last or _is_due(self.state.step, self.config.evaluation.every))
             if metrics:
                 metrics.log(_line(self.state, result, counts, rates, seconds) | {"stalled_seconds": stalled} | held_out)
             self.saver.poll()
             self._save_if_due()
+            self.watchdog.watch("step")
             began = time.monotonic()
             stalled = began - done  # by held-out samples, checkpoints and exports, told with the next step
             if self._is_over() and not is_last:
@@ -210,6 +215,7 @@ class Trainer:
         """All ranks together: saves the step and raises Stopped. `known`: they have agreed on it already."""
         if not (known or self.ranks.sum(self.stop.requested)[0]):
             return
+        self.watchdog.watch("pause")
         self.saver.finish()
         if self.state.step > self._saved_step:
             self._save(background=False)
