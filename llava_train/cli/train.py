@@ -9,10 +9,12 @@ from llava_train.train.signals import StopSignal
 def run(argv: list[str]) -> int:
     with StopSignal() as stop:
         config, _ = load_checked(argv)
-        from llava_train.train import build, distributed, evaluate, report, stages
+        from llava_train.train import build, distributed, evaluate, preflight, report, stages
 
         with distributed.start_ranks() as ranks:
-            for stage in stages.pending_stages(config, ranks):
+            pending = stages.pending_stages(config, ranks)
+            preflight.check(config, pending, ranks)
+            for stage in pending:
                 model = build.build_model(config, stage, ranks)
                 data = build.build_data(config, stage, model, ranks)
                 build.build_trainer(config, stage, model, data, ranks, stop).run()

@@ -24,7 +24,7 @@ DATA_FIXED = (
     "max_media",
     "too_long",
 )
-_PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")
+PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")
 
 
 def dump(config: Any) -> str:
@@ -48,7 +48,7 @@ def fingerprint(config: Config, stage_name: str, num_ranks: int) -> dict[str, di
     evaluation = _flat(config.evaluation, "evaluation")
     held_out = {key: value for key in _HELD_OUT if (value := evaluation.pop(key))}
     free |= _flat(config.log, "log") | evaluation
-    free |= {f"version of {package}": version(package) for package in _PACKAGES}
+    free |= {f"version of {package}": version(package) for package in PACKAGES}
     fixed = {key: value for key, value in settings.items() if key not in free and not key.endswith(".mixture")}
     return {"fixed": _start_and_data(config, stage_name) | fixed | held_out, "free": free}
 
