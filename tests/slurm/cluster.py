@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 from runs import free_port
@@ -66,7 +65,7 @@ def missing() -> str:
 
 
 class Cluster:
-    """As a context: up within it, and gone after it with every process that it or one of its jobs started."""
+    """As a context: up within it, gone after it with all that it started, even where this process is killed."""
 
     def __enter__(self) -> Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
@@ -79,6 +78,8 @@ class Cluster:
         (self.folder / "state").mkdir()
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
         self._configure()
+        undertaker = [sys.executable, str(Path(__file__).with_name("undertaker.py")), str(self.folder)]
+        self._undertaker = subprocess.Popen(undertaker, stdin=subprocess.PIPE, start_new_session=True)
         self._daemons: list[subprocess.Popen] = []
         try:
             self._start_daemons()
@@ -88,24 +89,9 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for daemon in reversed(self._daemons):
-            daemon.kill()
+        self._undertaker.communicate()
+        for daemon in self._daemons:
             daemon.wait()
-        while left := list(self._processes()):
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
-        shutil.rmtree(self.folder)
-
-    def _processes(self) -> Iterator[int]:
-        """All that know this cluster by its configuration, but this process and its own."""
-        mark = f"SLURM_CONF={self.folder}".encode()
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                is_ended = entry.name.isdigit() and (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-                if entry.name.isdigit() and not is_ended and mark in (entry / "environ").read_bytes():
-                    yield int(entry.name)
 
     def _configure(self, more: str = "", kill_wait: int = 30) -> None:
         host, port, *ports = socket.gethostname().split(".")[0], *self._ports
@@ -136,7 +122,6 @@ class Cluster:
         self.wait_until(lambda: self.nodes() == dict.fromkeys(NODES, "idle"))
 
     def _start(self, *words: str) -> None:
-        """A child that does not outlive this process, whatever ends it."""
         log = (self.folder / f"{words[0]}.out").open("a")
         command = ["setpriv", "--pdeathsig", "KILL", *words]
         self._daemons.append(
@@ -148,6 +133,16 @@ class Cluster:
         done = subprocess.run(words, env=self.environ, capture_output=True, text=True, timeout=60, **options)
         assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def idle(self) -> None:
+        """Cancels all jobs, and brings all nodes back."""
+        self.run("scancel", "--user=root", "--state=PENDING", check=False)
+        self.run("scancel", "--user=root", "--full", "--signal=KILL", check=False)
+        self.run("scancel", "--user=root", check=False)
+        for name in NODES:
+            self.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
+        self.wait_until(lambda: not self.run("squeue", "--noheader"))
+        self.wait_until(lambda: self.nodes() == dict.fromkeys(NODES, "idle"))
 
     def nodes(self) -> dict[str, str]:
         listed = self.run("sinfo", "--noheader", "--Node", "--format=%N %T", check=False)
