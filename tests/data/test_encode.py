@@ -226,6 +226,11 @@ def test_vicuna_supervises_no_character_of_the_user(vicuna):
     assert set(encoded.labels[encoded.visual_positions]) == {IGNORE_INDEX}
 
 
+def test_vicuna_takes_an_image_in_the_system_turn(vicuna):
+    record = [{"from": "system", "value": "See <image> first."}, *turns("q", "a")]
+    assert LLAMA_IMAGE in encode(vicuna, sample_of(record, 1)).input_ids
+
+
 def test_vicuna_without_an_answer_is_refused(vicuna):
     with pytest.raises(DataError, match="nothing supervised"):
         encode(vicuna, sample_of(turns("Hello", "")))

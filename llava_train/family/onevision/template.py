@@ -204,7 +204,7 @@ class VicunaTemplate:
     def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
         if turns[0][0] != "system":
             turns = [("system", VICUNA_SYSTEM), *turns]
-        pieces = [Piece(f"<s> {turns[0][1]} ", False)]
+        pieces = split_at_tags(f"<s> {turns[0][1]} ", False, tags)
         for role, text in turns[1:]:
             if tags:
                 text = normalise_tags(text, self._tag_policy)
