@@ -32,9 +32,12 @@ class Tracker(Protocol):
 
 
 class Wandb:
-    """Weights & Biases; offline, to be synced later, where there is no key. A resumed stage keeps its run id."""
+    """Weights & Biases; offline, to be synced later, where there is no key. A resumed stage keeps its run id.
 
-    def __init__(self, folder: Path, name: str):
+    Steps that a resumed stage repeats are there already, and wandb leaves them out.
+    """
+
+    def __init__(self, folder: Path, name: str, _first_step: int):
         import wandb
 
         key = os.environ.get("WANDB_API_KEY") or os.path.exists(os.path.expanduser("~/.netrc"))
@@ -57,10 +60,13 @@ class Wandb:
 
 
 class TensorBoard:
-    def __init__(self, folder: Path, name: str):
+    """A resumed stage goes on in the same folder; what was logged after `first_step` gives way to its repetition."""
+
+    def __init__(self, folder: Path, name: str, first_step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder / "tensorboard" / name.replace("/", "-"))
+        place = folder / "tensorboard" / name.replace("/", "-")
+        self._writer = SummaryWriter(place, purge_step=first_step + 1)
 
     def log(self, values: dict[str, float], step: int) -> None:
         for key, value in values.items():
@@ -86,7 +92,7 @@ class Metrics:
         write_whole(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._every, self._num_steps = log.every, num_steps
-        self._trackers: list[Tracker] = [TRACKERS[t](folder, name) for t in log.trackers]
+        self._trackers: list[Tracker] = [TRACKERS[t](folder, name, first_step) for t in log.trackers]
         self._console = console()
         self._progress = Progress(
             SpinnerColumn(),
