@@ -17,8 +17,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from llava_train.config.errors import ConfigError, Fault
+from llava_train.model.blocked import blocked_attention
+from llava_train.model.products import lacks_bf16
 
 PACKED = "llava_train_packed"
+TILES = "llava_train_tiles"
+LONGEST_BLOCKED = 768  # tokens of a document on a CPU, from which torch's own attention is as fast and keeps less
 AttentionChoice = Literal["auto", "flash_attn", "varlen", "sdpa"]
 Kernel = Literal["flash_attn", "varlen", "sdpa"]
 
@@ -60,10 +64,11 @@ def _kernel_problem(choice: AttentionChoice, device: torch.device, dtype: torch.
 
 
 def register() -> None:
-    """Makes `PACKED` known to transformers. No mask is built for a name without a mask function."""
+    """Makes `PACKED` and `TILES` known to transformers. No mask is built for a name without a mask function."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
+    AttentionInterface.register(TILES, tile_attention)
 
 
 def packed_attention(
@@ -118,13 +123,51 @@ def _sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scale: float
 ) -> torch.Tensor:
     """Document by document, neighbours of equal length in one call. `split`: a slice's backward would fill the row."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    dtype = query.dtype
+    if lacks_bf16(query):
+        query, key, value = query.float(), key.float(), value.float()
     runs = [(length, len(list(same))) for length, same in groupby(documents.lengths)]
     sizes = [length * count for length, count in runs]
     outputs = []
     for (length, count), *parts in zip(runs, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True):
         q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in parts)  # [count, heads, length, dim]
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        blocked = q.device.type == "cpu" and length <= LONGEST_BLOCKED
+        out = (_blocked if blocked else _whole)(q, k, v, scale)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[None]
+    return torch.cat(outputs)[None].to(dtype)
+
+
+def _whole(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+
+
+def _blocked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """The heads of all documents side by side; a key's queries share its products, so that no key is repeated."""
+    groups = query.shape[1] // key.shape[1]
+    rows = query.unflatten(1, (-1, groups)).flatten(0, 1)
+    return blocked_attention(rows, key.flatten(0, 1), value.flatten(0, 1), scale).reshape(query.shape)
+
+
+def tile_attention(
+    _module: torch.nn.Module,
+    query: torch.Tensor,  # [N, heads, patches, head_dim]
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Of the tower: each patch sees its tile. Returns ([N, patches, heads, head_dim], None)."""
+    assert attention_mask is None
+    assert dropout == 0.0
+    dtype = query.dtype
+    if lacks_bf16(query):
+        query, key, value = query.float(), key.float(), value.float()
+    if query.device.type == "cpu" and query.shape[2] <= LONGEST_BLOCKED:
+        out = (query * scaling @ key.transpose(2, 3)).softmax(-1) @ value
+    else:
+        out = scaled_dot_product_attention(query, key, value, scale=scaling)
+    return out.transpose(1, 2).to(dtype), None

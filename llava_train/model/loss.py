@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from llava_train.batch.packed import IGNORE_INDEX
 
@@ -20,12 +20,31 @@ def summed_cross_entropy(hidden: torch.Tensor, lm_head: nn.Module, labels: torch
     every rank gathers it once whatever its batch.
     """
     states = (labels[1:] != IGNORE_INDEX).nonzero().squeeze(1)
-    logits, targets = lm_head(hidden[states]), labels[states + 1]
-    total = torch.zeros((), device=logits.device)
-    for rows, wanted in zip(logits.split(ROWS_IN_FP32), targets.split(ROWS_IN_FP32), strict=True):
-        total = total + checkpoint(_sum_in_fp32, rows, wanted, use_reentrant=False)
-    return total
+    return _Summed.apply(lm_head(hidden[states]), labels[states + 1])  # type: ignore[no-untyped-call]
 
 
-def _sum_in_fp32(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return cross_entropy(logits.float(), targets, reduction="sum")
+class _Summed(torch.autograd.Function):
+    """The gradient is made in the forward, chunk by chunk, so that no chunk is upcast a second time.
+
+    logits [S, vocabulary], targets int64 [S] -> fp32 scalar. The gradient of a logit is its probability, less 1 for the
+    target; it is kept in the dtype of the logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), device=logits.device)
+        grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(logits), ROWS_IN_FP32):
+            rows = slice(start, start + ROWS_IN_FP32)
+            wanted = targets[rows, None]
+            logs = logits[rows].log_softmax(-1, dtype=torch.float32)
+            total -= logs.gather(1, wanted).sum()
+            if grad is not None:
+                grad[rows] = logs.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        (grad,) = ctx.saved_tensors
+        return grad * scale, None

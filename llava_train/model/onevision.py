@@ -15,14 +15,15 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from llava_train.batch.packed import PackedBatch
 from llava_train.family.onevision.features import pack_features
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.model.attention import PACKED, AttentionChoice, Documents, choose_kernel, register
+from llava_train.model.attention import PACKED, TILES, AttentionChoice, Documents, choose_kernel, register
 from llava_train.model.loss import summed_cross_entropy
+from llava_train.model.products import widen_products
 
 
 class PackedForward(nn.Module):
     """`hf_model` on packed rows.
 
-    hf_model   its weights are trained in place; its text attention is set to the packed one
+    hf_model   its weights are trained in place; its attention is set to ours
     geometry   how visuals become tokens; must be the one the batches were made with
     """
 
@@ -34,7 +35,8 @@ class PackedForward(nn.Module):
     ):
         super().__init__()
         register()
-        hf_model.set_attn_implementation({"text_config": PACKED, "vision_config": "sdpa"})
+        hf_model.set_attn_implementation({"text_config": PACKED, "vision_config": TILES})
+        widen_products(hf_model)
         self.hf_model = hf_model
         self.geometry = geometry
         self.attention: AttentionChoice = attention

@@ -9,34 +9,63 @@ import pytest
 import torch
 
 from llava_train.config.errors import ConfigError
-from llava_train.model.attention import Documents, choose_kernel, packed_attention
+from llava_train.model import attention
+from llava_train.model.attention import Documents, choose_kernel, packed_attention, tile_attention
+from llava_train.model.blocked import BLOCK
 
 LENGTHS = [3, 5, 5, 1, 5]
 CPU = torch.device("cpu")
 
 
-def test_packed_attention_equals_dense_causal_attention_within_documents():
+def dense(query, key, value, lengths, scaling):
+    """With a mask written by hand."""
+    owner = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    visible = (owner[:, None] == owner[None]) & torch.ones(len(owner), len(owner)).tril().bool()
+    keys, values = (x.repeat_interleave(2, dim=1) for x in (key, value))
+    scores = (query @ keys.transpose(2, 3) * scaling).masked_fill(~visible, -torch.inf)
+    return (scores.softmax(-1) @ values).transpose(1, 2)
+
+
+@pytest.mark.parametrize("longest_blocked", [0, 768], ids=["whole", "blocked"])
+@pytest.mark.parametrize("lengths", [LENGTHS, [BLOCK, 1, BLOCK + 1, 2 * BLOCK, 300, 300]], ids=["short", "blocks"])
+def test_packed_attention_equals_dense_causal_attention_within_documents(monkeypatch, longest_blocked, lengths):
+    monkeypatch.setattr(attention, "LONGEST_BLOCKED", longest_blocked)
     torch.manual_seed(0)
-    total = sum(LENGTHS)
+    total = sum(lengths)
     query = torch.randn(1, 4, total, 8, dtype=torch.float64, requires_grad=True)
     key, value = (torch.randn(1, 2, total, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    bounds = torch.tensor([0, 3, 8, 13, 14, 19], dtype=torch.int32)
-    out, _ = packed_attention(
-        torch.nn.Identity(), query, key, value, None, documents=Documents(bounds, 5, "sdpa"), scaling=0.3
-    )
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    documents = Documents(bounds, max(lengths), "sdpa")
+    out, _ = packed_attention(torch.nn.Identity(), query, key, value, None, documents=documents, scaling=0.3)
 
-    owner = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS))
-    visible = (owner[:, None] == owner[None]) & torch.ones(total, total).tril().bool()
-    keys, values = (x.repeat_interleave(2, dim=1) for x in (key, value))
-    scores = (query @ keys.transpose(2, 3) * 0.3).masked_fill(~visible, -torch.inf)
-    expected = (scores.softmax(-1) @ values).transpose(1, 2)
-
+    expected = dense(query, key, value, lengths, 0.3)
     torch.testing.assert_close(out, expected)
     weights = torch.randn_like(expected)
     inputs = (query, key, value)
     ours = torch.autograd.grad((out * weights).sum(), inputs)
     theirs = torch.autograd.grad((expected * weights).sum(), inputs)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("longest_blocked", [0, 768], ids=["whole", "blocked"])
+def test_bf16_on_a_cpu_without_it_is_the_fp32_attention_rounded(monkeypatch, longest_blocked):
+    monkeypatch.setattr(attention, "LONGEST_BLOCKED", longest_blocked)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    torch.manual_seed(0)
+    row = [torch.randn(1, heads, 150, 8, dtype=torch.bfloat16) for heads in (4, 2, 2)]
+    documents = Documents(torch.tensor([0, 150], dtype=torch.int32), 150, "sdpa")
+    out, _ = packed_attention(torch.nn.Identity(), *row, None, documents=documents, scaling=0.3)
+    torch.testing.assert_close(out, dense(*(x.float() for x in row), [150], 0.3).bfloat16())
+
+
+@pytest.mark.parametrize("longest_blocked", [0, 768], ids=["whole", "blocked"])
+def test_tile_attention_equals_softmax_by_hand(monkeypatch, longest_blocked):
+    monkeypatch.setattr(attention, "LONGEST_BLOCKED", longest_blocked)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 2, 7, 8, dtype=torch.float64) for _ in range(3))
+    out, _ = tile_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3)
+    scores = torch.einsum("nhqd,nhkd->nhqk", query, key) * 0.3
+    torch.testing.assert_close(out, torch.einsum("nhqk,nhkd->nqhd", scores.softmax(-1), value))
 
 
 def test_auto_takes_sdpa_on_cpu_and_in_fp32():

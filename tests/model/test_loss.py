@@ -46,3 +46,18 @@ def test_nothing_supervised_gives_zero_with_zero_gradients():
     assert value.item() == 0
     assert states.grad.abs().sum() == 0
     assert lm_head.weight.grad.abs().sum() == 0
+
+
+def test_gradient_is_that_of_torchs_cross_entropy():
+    torch.manual_seed(0)
+    states, labels = torch.randn(9, 2), torch.tensor([-100, 1, 2, 0, -100, 1, 1, 0, 2])
+    gradients = []
+    for ours in (True, False):
+        lm_head, leaf = head([[1.0, 0.5], [-0.5, 0.25], [0.0, 2.0]]), states.clone().requires_grad_()
+        if ours:
+            value = summed_cross_entropy(leaf, lm_head, labels)
+        else:
+            value = torch.nn.functional.cross_entropy(lm_head(leaf[:-1]), labels[1:], reduction="sum")
+        (3 * value).backward()
+        gradients.append((value.detach(), leaf.grad, lm_head.weight.grad))
+    torch.testing.assert_close(*gradients)

@@ -1,0 +1,51 @@
+"""bf16 layers that multiply in fp32 against a derivation in fp32, and against what is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from llava_train.model import products
+
+
+@pytest.fixture
+def without_bf16(monkeypatch):
+    """Whatever the CPU of the test has."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bf16_linear_layer_is_the_fp32_one_rounded_in_output_and_gradients(without_bf16, bias):
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 32, bias=bias, dtype=torch.bfloat16)
+    products.widen_products(nn.Sequential(layer))
+    x = torch.randn(2, 5, 64, dtype=torch.bfloat16, requires_grad=True)
+    grad = torch.randn(2, 5, 32, dtype=torch.bfloat16)
+    leaves = (x, *layer.parameters())
+    ours = (layer(x), *torch.autograd.grad(layer(x), leaves, grad))
+
+    wide = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    expected = nn.functional.linear(*wide)
+    theirs = (expected, *torch.autograd.grad(expected, wide, grad.float()))
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine.dtype == torch.bfloat16
+        torch.testing.assert_close(mine, its.bfloat16(), rtol=0, atol=0)
+
+
+def test_a_bf16_convolution_is_the_fp32_one_rounded(without_bf16):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 8, 4, stride=4, dtype=torch.bfloat16)
+    products.widen_products(nn.Sequential(layer))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)
+    expected = nn.functional.conv2d(x.float(), layer.weight.float(), layer.bias.float(), stride=4)
+    torch.testing.assert_close(layer(x), expected.bfloat16(), rtol=0, atol=0)
+
+
+def test_fp32_layers_compute_as_they_did():
+    layer = nn.Linear(8, 4)
+    x = torch.randn(3, 8)
+    expected = layer(x)
+    products.widen_products(layer)
+    assert torch.equal(layer(x), expected)
+    assert not products.lacks_bf16(x)
