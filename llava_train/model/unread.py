@@ -46,8 +46,7 @@ def unread(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def read_weight(parameter: nn.Parameter) -> None:
-    """Gives an unread parameter its values, in memory of its own."""
+    """Gives an unread parameter its values; where the file has its dtype they are those mapped from it."""
     read: Callable[[], torch.Tensor] = parameter.read  # type: ignore[attr-defined]
     del parameter.read  # type: ignore[attr-defined]
-    values = read()
-    parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype).copy_(values)
+    parameter.data = read()
