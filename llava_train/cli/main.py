@@ -16,6 +16,7 @@ VERBS = {
     "train": "train the stages of a recipe (the verb may be left out)",
     "check": "find every fault of a run, without a GPU and without loading weights",
     "plan": "say what the stages will cost, without a GPU: plan.world_size=N plan.gpu=NAME [plan.simulate=N]",
+    "bench": "measure the speed of a stage's step here: bench.steps=N bench.warmup=N [bench.stage=NAME]",
     "preview": "show samples as the model sees them: preview.format=text|jsonl|html preview.count=N",
     "generate": "answer a prompt about images and videos, a file of them, or talk: chat=true",
     "evaluate": "score answers to held-out questions, as figures and a page: model.init=DIR data.file=FILE",

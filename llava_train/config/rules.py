@@ -41,6 +41,8 @@ CONFIG_BOUNDS: tuple[Bound, ...] = (
     ("plan.simulate", ">=", 0),
     ("plan.mfu", ">", 0),
     ("plan.mfu", "<=", 1),
+    ("bench.steps", ">=", 1),
+    ("bench.warmup", ">=", 0),
     ("evaluation.batch_size", ">=", 1),
     ("evaluation.max_new_tokens", ">=", 1),
     ("evaluation.every", ">=", 0),
@@ -217,10 +219,11 @@ def trackers_once(config: Config) -> Iterator[Fault]:
 
 def shown_stage_exists(config: Config) -> Iterator[Fault]:
     names = list(config.stages)
-    for key, stage in (("preview.stage", config.preview.stage), ("plan.stage", config.plan.stage)):
+    for verb in ("preview", "plan", "bench"):
+        key, stage = f"{verb}.stage", getattr(config, verb).stage
         if stage and stage not in names:
             close = nearest(stage, names)
-            remedy = f"did you mean {close}?" if close else f"known: {', '.join(names)}; empty for all"
+            remedy = f"did you mean {close}?" if close else f"known: {', '.join(names)}; or leave it empty"
             yield Fault(key, f"no stage {stage}", remedy)
 
 

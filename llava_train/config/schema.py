@@ -223,6 +223,15 @@ class PlanConfig:
 
 
 @dataclass
+class BenchConfig:
+    """`python -m llava_train bench`: the speed of a stage's step on this machine."""
+
+    stage: str = ""  # "" = the last
+    steps: int = 20  # that are measured
+    warmup: int = 3  # steps before them
+
+
+@dataclass
 class Config:
     run: RunConfig
     model: ModelConfig
@@ -232,6 +241,7 @@ class Config:
     log: LogConfig
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
