@@ -166,9 +166,9 @@ def build_data(
         other = read(replace(data, file=evaluation.file))
         held_out = measured(other, np.arange(len(other)))
     elif evaluation and evaluation.held_out:
-        held = held_out_samples(samples.sizes.content, evaluation.held_out, seed, stage_name)
+        held = held_out_samples(samples.content(), evaluation.held_out, seed, stage_name)
         held_out, trained = measured(samples, trained[held]), trained[~held]
-    draws = np.repeat(trained, samples.sizes.repeats[trained])
+    draws = samples.draws(trained)
     order = make_order(measures(samples, draws), stage, stage_name, seed, world_size, cache_dir)
     return steps(samples, draws, order, held_out)
 

@@ -59,8 +59,9 @@ class Index:
             if (size := (self.folder / name).stat().st_size) != about["file_sizes"][name]:
                 raise ValueError(f"{name} has {size} bytes")
         with pa.memory_map(str(self.folder / ROWS)) as file:
-            table = pa.ipc.open_file(file).read_all()
-        columns: dict[str, Any] = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
+            rows = pa.ipc.open_file(file)
+            batch = rows.get_batch(0) if rows.num_record_batches else pa.RecordBatch.from_pylist([], SCHEMA)
+        columns: dict[str, Any] = {name: batch.column(name) for name in SCHEMA.names}
         self.offsets, self.sizes, self.text_tokens, self.supervised, self.content = (
             columns[name].to_numpy() for name in ("offset", "size", "text_tokens", "supervised", "content")
         )

@@ -24,6 +24,7 @@ from llava_train.data.media import MediaReader, MediumSize
 from llava_train.data.sample import Sample
 from llava_train.data.sources import record_of
 
+BLOCK = 2**18  # records whose media are looked at together, so that memory does not grow with these
 NAMED = 5  # refused samples that an error names
 
 
@@ -31,14 +32,12 @@ NAMED = 5  # refused samples that an error names
 class Sizes:
     """Of each sample. lengths: tokens, visual ones with them. sources: positions in the mixture; records: in these."""
 
-    lengths: np.ndarray  # int32 [samples], like all but `content`
+    lengths: np.ndarray  # int32 [samples], like all but `sources`
     visual: np.ndarray
     tiles: np.ndarray
     supervised: np.ndarray
-    repeats: np.ndarray
-    sources: np.ndarray
     records: np.ndarray
-    content: np.ndarray  # uint64; equal for samples about the same media
+    sources: np.ndarray  # int16
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,9 @@ class Samples:
         self._media = media
         self.refused: list[DataError] = []
         parts = [_view(i, source, data, media, max_length, seed, self.refused) for i, source in enumerate(sources)]
-        joined = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Sizes)}
-        self.sizes = Sizes(**joined)
+        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Sizes)}
+        del parts  # each column goes once it is joined
+        self.sizes = Sizes(**{field.name: np.concatenate(columns.pop(field.name)) for field in fields(Sizes)})
         skips = data.too_long == "skip"
         self.faults = [error for error in self.refused if not (skips and error.reason == TOO_LONG)]
 
@@ -74,6 +74,19 @@ class Samples:
         """How many of the positions are of each source."""
         counts = np.bincount(self.sizes.sources[positions], minlength=len(self._sources))
         return dict(zip([source.name for source in self._sources], counts.tolist(), strict=True))
+
+    def content(self) -> np.ndarray:
+        """uint64 [samples], equal for samples about the same media, or of the same text where there are none."""
+        content = np.empty(len(self), dtype=np.uint64)
+        for number, source in enumerate(self._sources):
+            of_source = self.sizes.sources == number
+            content[of_source] = source.index.content[self.sizes.records[of_source]]
+        return content
+
+    def draws(self, positions: np.ndarray) -> np.ndarray:
+        """The positions as an epoch draws them, each as often as its source says. int64."""
+        repeats = np.array([source.config.repeat for source in self._sources])
+        return np.repeat(positions, repeats[self.sizes.sources[positions]])
 
     def sample(self, position: int) -> tuple[Sample, list[VisualLayout]]:
         """The sample at a position, with its layouts in reading order."""
@@ -110,41 +123,51 @@ def _view(
     """What the mixture takes of one source, in the order of its records; what is left out goes to `refused`."""
     index = source.index
     selected = parse_sampling(source.config.sampling).select(len(index), (seed, source.name))
-    taken = np.arange(selected.start, selected.stop) if isinstance(selected, range) else np.asarray(selected, np.int64)
-    tiles, visual, over = _media_sums(index, data, media)
-    tiles, visual, over = tiles[taken], visual[taken], over[taken]
-    text, supervised = index.text_tokens[taken], index.supervised[taken].copy()
-    too_long = (text != REFUSED) & ~over & (text + visual > max_length)
+    taken: slice | np.ndarray
+    if isinstance(selected, range):  # a slice copies nothing
+        records, taken = np.arange(selected.start, selected.stop, dtype=np.int32), slice(selected.start, selected.stop)
+    else:
+        records = taken = np.asarray(selected, np.int32)
+    tiles, visual, over = (values[taken] for values in _media_sums(index, data, media))
+    text, supervised = index.text_tokens[taken], index.supervised[taken]
+    lengths, is_refused = text + visual, text == REFUSED
+    is_bad = is_refused | over | (lengths > max_length)
     if data.too_long == "cut":
-        text = text.copy()
-        for row in np.flatnonzero(too_long):
-            if cut := _cut(index, int(taken[row]), max_length - int(visual[row])):
-                text[row], supervised[row] = cut
-                too_long[row] = False
-    is_bad = (text == REFUSED) | over | too_long
+        supervised = supervised.copy()
+        for row in np.flatnonzero(is_bad & ~is_refused & ~over):
+            if cut := _cut(index, int(records[row]), max_length - int(visual[row])):
+                lengths[row], supervised[row] = cut[0] + visual[row], cut[1]
+                is_bad[row] = False
     for row in np.flatnonzero(is_bad):
-        refused.append(_refusal(source, int(taken[row]), media, int(text[row] + visual[row]), max_length))
-    sound = np.flatnonzero(~is_bad)
-    whole = np.full(len(sound), 1, dtype=np.int32)
+        refused.append(_refusal(source, int(records[row]), media, int(lengths[row]), max_length))
+    sound = ~is_bad
     return Sizes(
-        lengths=(text + visual)[sound],
+        lengths=lengths[sound],
         visual=visual[sound],
         tiles=tiles[sound],
         supervised=supervised[sound],
-        repeats=whole * source.config.repeat,
-        sources=whole * number,
-        records=taken[sound].astype(np.int32),
-        content=index.content[taken[sound]],
+        records=records[sound],
+        sources=np.full(int(sound.sum()), number, dtype=np.int16),
     )
 
 
 def _media_sums(index: Index, data: DataConfig, media: MediaReader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every record: tiles and visual tokens (int32), and whether its media exceed a limit."""
-    counts = np.diff(index.media_starts)
-    owner = np.repeat(np.arange(len(index), dtype=np.int32), counts)
-    kinds, heights, widths, frames, fps = (index.media[name] for name in MediumSize._fields)
+    """Of every record: tiles and visual tokens (int32), and whether its media exceed a limit (bool)."""
+    sums = np.zeros(len(index), np.int32), np.zeros(len(index), np.int32), np.zeros(len(index), bool)
+    for start in range(0, len(index), BLOCK):
+        block = slice(start, start + BLOCK)
+        for whole, part in zip(sums, _block_sums(index, block, data, media), strict=True):
+            whole[block] = part
+    return sums
+
+
+def _block_sums(index: Index, block: slice, data: DataConfig, media: MediaReader) -> tuple[np.ndarray, ...]:
+    starts = index.media_starts[block.start : block.stop + 1]
+    counts = np.diff(starts)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    kinds, heights, widths, frames, fps = (index.media[n][starts[0] : starts[-1]] for n in MediumSize._fields)
     is_image = kinds == KINDS.index("image")
-    num_images = np.bincount(owner[is_image], minlength=len(index))
+    num_images = np.bincount(owner[is_image], minlength=len(counts))
     tiles, tokens = np.ones(len(owner), np.int32), np.full(len(owner), media.geometry.padded(1, 1).num_tokens, np.int32)
     alone = np.flatnonzero(is_image & ((num_images[owner] == 1) | (media.geometry.mode == "square")))
     tiles[alone], tokens[alone] = media.geometry.image_arrays(heights[alone], widths[alone])
@@ -154,11 +177,8 @@ def _media_sums(index: Index, data: DataConfig, media: MediaReader) -> tuple[np.
     tiles[videos] = np.array([layout.num_tiles for layout in layouts], np.int32)[of_video]
     tokens[videos] = np.array([layout.num_tokens for layout in layouts], np.int32)[of_video]
     over = (heights.astype(np.int64) * widths > data.max_pixels) | (frames > data.max_frames)
-
-    def summed(values: np.ndarray) -> np.ndarray:
-        return np.bincount(owner, weights=values, minlength=len(index)).astype(np.int32)
-
-    return summed(tiles), summed(tokens), (summed(over) > 0) | (counts > data.max_media)
+    sums = [np.bincount(owner, weights=values, minlength=len(counts)) for values in (tiles, tokens, over)]
+    return sums[0], sums[1], (sums[2] > 0) | (counts > data.max_media)
 
 
 def _cut(index: Index, record: int, room: int) -> tuple[int, int] | None:
