@@ -19,7 +19,7 @@ ASK = $(PY) -m llava_train evaluate data.file=data/mixtures/demo_lora_held_out.y
   batch_size=100 max_new_tokens=10
 ASKED := $(ADAPTED)/evaluations
 
-.PHONY: demo demo-lora test test-faults test-slow test-all lint lock wheel clean
+.PHONY: demo demo-lora test test-faults test-slow test-slurm test-all lint lock wheel clean
 
 demo: $(INSTALLED)
 	$(PY) data/scripts/make_demo.py --seed $(SEED)
@@ -52,7 +52,11 @@ test-faults: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PY) -m pytest -m "slow and not gpu and not slurm"
 
-test-all: test test-slow
+# On a SLURM cluster that it starts on this machine: root, slurm-wlm and munge; it says so where they are not there.
+test-slurm: $(INSTALLED)
+	$(PY) -m pytest -m slurm tests/slurm
+
+test-all: test test-slurm test-slow
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,8 @@ Outcome = Literal["running", "done", "stopped", "failed", "refused"]
 _TASKS = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 _NODE = re.compile(r"Node failure on (\S+)")
-_TAKEN = re.compile(r"DUE TO (PREEMPTION|TIME LIMIT|JOB REQUEUE|NODE FAILURE)")
+_ABORTED = re.compile(r"srun: (Job step aborted|forcing job termination)")  # then srun may end with 0
+_WAITED = "First task exited"  # srun itself ends ranks that are left
 _MEMORY = re.compile(r"oom[-_ ]?kill", re.IGNORECASE)
 _TOLERATED = 1  # failures that a task brought upon its node before the node is left out
 
@@ -114,8 +116,10 @@ def end(logs: Path, code: int, heard: str, max_failures: int) -> tuple[Segment, 
     run, number = logs.parents[1], int(logs.name)
     segment = next(s for s in read_segments(run) if s.number == number)
     ending = judge(_srun_log(run, segment), code)
-    if ending.outcome == "stopped" and heard:
-        ending = Ending("stopped", f"{ending.reason}, after {heard}", ending.bad_nodes)
+    if code == 128 + signal.SIGKILL and heard:  # by the batch script, shortly before the time limit
+        ending = Ending("stopped", f"too little time to save, after {heard}")
+    elif ending.outcome == "stopped" and heard:
+        ending = Ending("stopped", f"{ending.reason}, after {heard}")
     _close(run, segment, ending)
     segments = [s for s in read_segments(run) if s.job == segment.job]
     nodes = [n for s in segments for n in s.bad_nodes]
@@ -148,7 +152,8 @@ def exhausted(segments: list[Segment], max_failures: int) -> str:
 
 def judge(srun_log: str, code: int | None) -> Ending:
     """What ended a segment, from srun's messages and exit code; None where the batch shell did not live to see it."""
-    if code == 0:
+    aborted = bool(_ABORTED.search(srun_log)) and _WAITED not in srun_log
+    if code == 0 and not aborted:
         return Ending("done", "")
     tasks = [(node, ids, text.strip()) for node, ids, text in _TASKS.findall(srun_log)]
     codes = {(node, ids): int(m[1]) for node, ids, text in tasks if (m := _EXITED.match(text))}
@@ -158,10 +163,10 @@ def judge(srun_log: str, code: int | None) -> Ending:
         return Ending("refused", "out of host memory")
     if where := [_named(*place) for place, c in codes.items() if c == REFUSED]:
         return Ending("refused", f"{where[0]} ended with code {REFUSED}: its log says what to mend")
-    if taken := _TAKEN.search(srun_log):
-        return Ending("stopped", taken[1].lower())
-    if EXIT_CODE in (code, *codes.values()) and set(codes.values()) == {EXIT_CODE}:
+    if set(codes.values()) == {EXIT_CODE} or (code == EXIT_CODE and not codes):
         return Ending("stopped", "stopped and saved")
+    if aborted or code is None:
+        return Ending("stopped", "ended by SLURM before it could save")
     bad = [(n, i, t) for n, i, t in tasks if codes.get((n, i)) not in (0, EXIT_CODE, LOST, HUNG)]
     if HUNG in codes.values():
         where = [_named(*place) for place, c in codes.items() if c == HUNG]
@@ -170,7 +175,7 @@ def judge(srun_log: str, code: int | None) -> Ending:
         return Ending("failed", f"{_named(*bad[0][:2])}: {bad[0][2]}", [bad[0][0]])
     if tasks:
         return Ending("failed", f"{_named(*tasks[0][:2])}: {tasks[0][2]}")
-    return Ending("failed", f"srun ended with code {code}" if code is not None else "the job was ended from outside")
+    return Ending("failed", f"srun ended with code {code}")
 
 
 def _named(node: str, tasks: str) -> str:

@@ -53,7 +53,7 @@ def test_commands_run(command, own, capsys):
     words = [own.get(word, word) for word in words]
     words = [f"data.root={ROOT / 'data/tiny'}" if word == "data.root=DIR" else word for word in words]
     model = source_model()
-    if verb == "export":
+    if verb in ("export", "status"):
         write_stage(Path("runs/tiny"), model, byte_tokenizer())
     if verb == "convert":  # the original's folders do not tell the tower's sizes, so a tiny one is given
         words = [

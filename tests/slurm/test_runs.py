@@ -74,6 +74,25 @@ def test_time_limit(cluster, tmp_path, unbroken):
     assert job.segments()[0]["reason"] == "stopped and saved, after SIGUSR1"
 
 
+def test_time_limit_that_leaves_no_time_to_save(cluster, tmp_path, unbroken):
+    job = Job(cluster, tmp_path / "run", options=("--nodes=2", "--time=2", "--signal=B:USR1@50"))
+    with job.held(3):
+        job.wait(lambda: job.outcomes() != ["running"])
+    goes_on(job, unbroken, "stopped")
+    assert job.segments()[0]["reason"] == "too little time to save, after SIGUSR1"
+
+
+def test_a_cancelled_job_stays_so(cluster, tmp_path):
+    job = Job(cluster, tmp_path / "run", RARELY)
+    with job.held(3):
+        cluster.run("scancel", job.id)
+        cluster.wait_until(lambda: job.outcomes() != ["running"])
+    job.end("CANCELLED")
+    cluster.wait_until(lambda: not cluster.run("squeue", "--noheader"))
+    assert job.field("Restarts") == "0"
+    assert job.segments()[0]["reached"][1] >= 3
+
+
 def test_a_killed_rank(cluster, tmp_path, unbroken):
     job = Job(cluster, tmp_path / "run")
     with job.held(3):
