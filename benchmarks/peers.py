@@ -1,0 +1,254 @@
+"""Training steps beside other trainers: the same model, the same samples, in turns.
+
+    python benchmarks/peers.py [--case fp32] [--rounds 6] [--steps 5] [--venvs DIR] [--out FILE]
+    python benchmarks/peers.py --install --venvs DIR
+
+Every contender is a process that lives as long as the comparison; in a round each takes its steps while the others
+wait, in an order that turns from round to round. A first round warms up and shows that all do the same work: as many
+tokens, and the same losses. A figure is tokens a second without padding; ratios to ours are formed round by round, and
+told as their median, least and most, by the clock and, as other programs disturb it less, by processor time. TRL and ms-swift live in environments of their own below DIR, made by --install.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from make_bench import FOLDER
+from make_bench import main as make_bench
+from rich.console import Console
+from rich.table import Table
+
+from llava_train.config.files import index_folder
+from llava_train.config.load import load
+from llava_train.data.build import build_data
+from llava_train.family.onevision.geometry import make_geometry
+from llava_train.family.onevision.settings import model_dims, read_model
+
+HERE = Path(__file__).resolve().parent
+PEERS = {"trl": ["trl==1.16.0"], "ms-swift": ["ms-swift==4.6.0", "pillow"]}
+NUM_STEPS = 20  # different ones, over and over
+TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # of a loss, relative to ours
+
+
+@dataclass(frozen=True)
+class Case:
+    """threads: of each process. samples: of a step."""
+
+    precision: str = "fp32"
+    threads: int = 1
+    samples: int = 4
+    contenders: tuple[str, ...] = ("ours", "padded", "single", "supervised", "trl", "ms-swift")
+    recipe: tuple[str, ...] = ()
+
+
+CASES = {
+    "fp32": Case(),
+    "bf16": Case("bf16"),
+    "fp32_two_threads": Case(threads=2),
+    "bf16_two_threads": Case("bf16", threads=2),
+    "two_ranks": Case(samples=32, contenders=("ours", "ours, 2 ranks")),
+    "two_ranks_bf16": Case("bf16", samples=32, contenders=("ours", "ours, 2 ranks")),
+}
+LABELS = {
+    "ours": "llava_train",
+    "padded": "transformers, padded batch",
+    "single": "transformers, batch 1",
+    "supervised": "transformers, batch 1, supervised logits",
+    "trl": "TRL SFTTrainer",
+    "ms-swift": "ms-swift",
+}
+
+
+@dataclass
+class Contender:
+    """One or more processes (the ranks) that run a script of contenders/."""
+
+    name: str
+    processes: list[subprocess.Popen[str]]
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+    def take(self, steps: int) -> dict[str, Any]:
+        """A turn. Raises RuntimeError where the contender has ended."""
+        for process in self.processes:
+            assert process.stdin
+            process.stdin.write(f"{steps}\n")
+            process.stdin.flush()
+        answers = [process.stdout.readline() for process in self.processes if process.stdout]
+        if not all(answers):
+            raise RuntimeError(f"{self.name} has ended")
+        told = [json.loads(answer) for answer in answers]
+        return told[0] | {name: sum(rank[name] for rank in told) for name in ("memory", "processor")}
+
+    def end(self) -> None:
+        for process in self.processes:
+            assert process.stdin
+            process.stdin.close()
+            process.wait()
+
+
+def recipe_words(case: Case, folder: Path, run_dir: str) -> list[str]:
+    stage = {"precision": case.precision, "global_batch_size": case.samples}
+    words = [f"stages.bench.{key}={value}" for key, value in stage.items()]
+    own = ["--config-dir", str(HERE / "recipes"), "+recipe=bench", f"data.root={folder}", f"run.dir={run_dir}"]
+    return [*own, *words, *case.recipe]
+
+
+def write_steps(words: list[str], folder: Path) -> None:
+    """steps.pt: the samples of each step, as our data layer draws and encodes them."""
+    config = load(words)
+    stage, dims = config.stages["bench"], model_dims(config.model)
+    geometry, (_, tokenizer) = make_geometry(dims.tile_size, dims.patch_size, stage.image), read_model(config.model)
+    what = (config.data, stage, "bench", tokenizer, geometry, dims, config.run.seed, 0, 1, index_folder(config))
+    steps = []
+    for item in build_data(*what).step_batches(0, NUM_STEPS):
+        samples: list[dict[str, torch.Tensor]] = []
+        for batch in item.batches:
+            visuals, tiles = iter(batch.visuals), iter(batch.pixel_values)
+            inside = torch.bucketize(batch.visual_positions, batch.cu_seqlens, right=True) - 1
+            for number, (start, stop) in enumerate(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)):
+                sample = {"input_ids": batch.input_ids[start:stop], "labels": batch.labels[start:stop]}
+                if (inside == number).any():
+                    layout = next(visuals)
+                    sample["pixels"] = torch.stack([next(tiles) for _ in range(layout.num_tiles)])
+                    sample["image_size"] = torch.tensor([layout.height, layout.width])
+                samples.append({name: tensor.clone() for name, tensor in sample.items()})
+        steps.append(samples)
+    torch.save(steps, folder / "steps.pt")
+
+
+def start(name: str, case: Case, words: list[str], folder: Path, venvs: Path | None) -> Contender | str:
+    """The contender, or why it is not there."""
+    told = {"folder": str(folder), "precision": case.precision, "way": name, "recipe": words, "steps": NUM_STEPS}
+    script = {"trl": "trl_sft.py", "ms-swift": "swift_sft.py"}.get(name, "plain.py")
+    script, python, ranks = ("ours.py" if name.startswith("ours") else script), sys.executable, 1
+    if name in PEERS:
+        if not venvs or not (venvs / name / "bin/python").exists():
+            return "not installed: --install --venvs DIR"
+        python = str(venvs / name / "bin/python")
+    if name == "ours, 2 ranks":
+        ranks = 2
+    environ = os.environ | {"OMP_NUM_THREADS": str(case.threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    environ |= {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    processes = []
+    for rank in range(ranks):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 10000)} if ranks > 1 else {}
+        with (folder / f"{name}-{rank}.log").open("w") as log:
+            command = [python, str(HERE / "contenders" / script), json.dumps(told)]
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+            processes.append(subprocess.Popen(command, env=environ | place | meeting, **pipes))
+    return Contender(name, processes)
+
+
+def same_work(contenders: list[Contender], precision: str) -> list[str]:
+    """Where the first round of a contender has other tokens or losses than ours."""
+    ours, wrong = contenders[0].rounds[0], []
+    for other in contenders[1:]:
+        theirs = other.rounds[0]
+        far = max(abs(a - b) / a for a, b in zip(ours["losses"], theirs["losses"], strict=True))
+        if theirs["tokens"] != ours["tokens"] or far > TOLERANCE[precision]:
+            wrong.append(f"{other.name}: {theirs['tokens']} tokens for {ours['tokens']}, losses {far:.2g} off")
+    return wrong
+
+
+def compare(case: Case, folder: Path, venvs: Path | None, rounds: int, steps: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as run_dir:
+        words = recipe_words(case, folder, run_dir)
+        write_steps(words, folder)
+        started = {name: start(name, case, words, folder, venvs) for name in case.contenders}
+        missing = {name: why for name, why in started.items() if isinstance(why, str)}
+        contenders = [contender for contender in started.values() if isinstance(contender, Contender)]
+        for contender in list(contenders):  # warms up, each alone
+            try:
+                contender.rounds.append(contender.take(steps))
+            except (RuntimeError, OSError) as error:
+                missing[contender.name] = f"{error}: {folder / contender.name}-0.log"
+                contenders.remove(contender)
+        wrong = same_work(contenders, case.precision)
+        for number in range(rounds):
+            turn = number % len(contenders)
+            for contender in contenders[turn:] + contenders[:turn]:
+                contender.rounds.append(contender.take(steps))
+        for contender in contenders:
+            contender.end()
+    rows = {contender.name: summary(contender, contenders[0]) for contender in contenders}
+    return {"rows": rows, "missing": missing, "wrong": wrong, "case": vars(case) | {"rounds": rounds, "steps": steps}}
+
+
+def summary(contender: Contender, ours: Contender) -> dict[str, Any]:
+    row: dict[str, Any] = {"losses": contender.rounds[0]["losses"], "memory": contender.rounds[-1]["memory"]}
+    for clock in ("seconds", "processor"):
+        speeds, mine = ([r["tokens"] / r[clock] for r in c.rounds[1:]] for c in (contender, ours))
+        ratios = sorted(a / b for a, b in zip(mine, speeds, strict=True))
+        spread = (ratios[0], ratios[-1])
+        row[clock] = {"tokens": statistics.median(speeds), "ratio": statistics.median(ratios), "spread": spread}
+    return row
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    case = found["case"]
+    title = f"{name}: {case['precision']}, {case['threads']} thread(s), steps of {case['samples']} samples"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "tokens/s", "ours to it", "least, most", "by processor", "peak MB", "first losses"):
+        table.add_column(column, justify="right" if column else "left")
+    for contender, row in found["rows"].items():
+        losses = " ".join(f"{loss:.4f}" for loss in row["losses"][:3])
+        clock, memory = row["seconds"], f"{row['memory'] / 1e6:,.0f}"
+        ratio, spread = f"{clock['ratio']:.3f}", "{:.3f}, {:.3f}".format(*clock["spread"])
+        cells = (f"{clock['tokens']:,.0f}", ratio, spread, f"{row['processor']['ratio']:.3f}", memory, losses)
+        table.add_row(LABELS.get(contender, contender), *cells)
+    console = Console(width=120, highlight=False)
+    console.print(table)
+    for contender, why in found["missing"].items():
+        console.print(f"{LABELS[contender]} is missing: {why}")
+    for line in found["wrong"]:
+        console.print(f"not the same work: {line}")
+
+
+def install(venvs: Path) -> None:
+    for name, packages in PEERS.items():
+        venv.create(venvs / name, with_pip=True)
+        pip = [str(venvs / name / "bin/pip"), "install", "--quiet"]
+        subprocess.run([*pip, f"torch=={version('torch').split('+')[0]}"], check=True)
+        own = [f"transformers=={version('transformers')}"] if name == "trl" else []  # ms-swift wants an older one
+        subprocess.run([*pip, f"torch=={version('torch').split('+')[0]}", *packages, *own], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, action="append", help="all by default")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=5, help="of a contender in a round")
+    parser.add_argument("--venvs", type=Path, help="where the peers' environments are")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the bench model and samples")
+    parser.add_argument("--out", type=Path, help="JSON of all figures")
+    parser.add_argument("--install", action="store_true", help="make the peers' environments, and end")
+    options = parser.parse_args()
+    if options.install:
+        install(options.venvs)
+        return
+    folder, results = make_bench(options.folder), {}
+    packages = {name: version(name) for name in ("torch", "transformers", "deepspeed")}
+    results["machine"] = {"cpu": platform.processor() or platform.machine(), **packages}
+    for name in options.case or CASES:
+        results[name] = compare(CASES[name], folder, options.venvs, options.rounds, options.steps)
+        show(name, results[name])
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
