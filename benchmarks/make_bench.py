@@ -30,7 +30,7 @@ FOLDER = Path(__file__).parent / "cache"
 TILE = 112
 SAMPLES = 320
 TEXT_SHARE = 0.2
-WORDS = "a of the small large red green blue round square left right above below one two three shows line".split()
+WORDS = ("a", "of", "the", "small", "large", "red", "green", "blue", "round", "left", "above", "one", "two", "line")
 
 
 def bench_config(tokenizer: PreTrainedTokenizerBase) -> LlavaOnevisionConfig:

@@ -6,7 +6,8 @@
 Every contender is a process that lives as long as the comparison; in a round each takes its steps while the others
 wait, in an order that turns from round to round. A first round warms up and shows that all do the same work: as many
 tokens, and the same losses. A figure is tokens a second without padding; ratios to ours are formed round by round, and
-told as their median, least and most, by the clock and, as other programs disturb it less, by processor time. TRL and ms-swift live in environments of their own below DIR, made by --install.
+told as their median, least and most, by the clock and, as other programs disturb it less, by processor time. TRL and
+ms-swift live in environments of their own below DIR, made by --install.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What all contenders share: to take turns, the samples, and Hugging Face batches of them. Needs torch alone.
 
 A contender lives as long as the comparison. It reads a line with a number of steps from its standard input, takes them,
-and answers with a line of JSON: seconds by the clock and of its processors, tokens, the loss of each step, its memory at the highest. In between it waits
-for the next line and uses no processor.
+and answers with a line of JSON: seconds by the clock and of its processors, tokens, the loss of each step, its memory
+at the highest. In between it waits for the next line and uses no processor.
 """
 
 from __future__ import annotations
