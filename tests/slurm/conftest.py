@@ -1,10 +1,9 @@
 from pathlib import Path
 
 import pytest
+import runs
 from cluster import Cluster, missing
 from submitted import RECIPE, losses
-
-import runs
 
 SITE = """\
 RANKS_PER_NODE=1

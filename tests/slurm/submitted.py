@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cluster import Cluster
-
 from runs import metrics
 
 ROOT = Path(__file__).parents[2]

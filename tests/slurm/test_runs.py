@@ -9,9 +9,8 @@ import sys
 
 import pytest
 from cluster import USER_SIGNAL
-from submitted import NUM_STEPS, STAGE, Job, losses
-
 from runs import metrics
+from submitted import NUM_STEPS, STAGE, Job, losses
 
 pytestmark = pytest.mark.slurm
 RARELY = f"stages.{STAGE}.checkpoint.every=50"  # what is saved was saved for a signal
@@ -113,7 +112,7 @@ def test_a_lost_node(cluster, tmp_path, unbroken):
 
 
 def test_a_hanging_rank(cluster, tmp_path, unbroken):
-    job = Job(cluster, tmp_path / "run", "train.max_wait=15")
+    job = Job(cluster, tmp_path / "run", RARELY, "train.max_wait=15")  # saves may take longer
     job.wait(lambda: len(metrics(job.run)) >= 3)
     os.kill(job.rank(1), signal.SIGSTOP)
     goes_on(job, unbroken, "failed")
