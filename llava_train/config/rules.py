@@ -41,6 +41,7 @@ CONFIG_BOUNDS: tuple[Bound, ...] = (
     ("plan.simulate", ">=", 0),
     ("plan.mfu", ">", 0),
     ("plan.mfu", "<=", 1),
+    ("plan.network", ">", 0),
     ("bench.steps", ">=", 1),
     ("bench.warmup", ">=", 0),
     ("evaluation.batch_size", ">=", 1),
@@ -212,6 +213,13 @@ def best_is_measured(config: Config) -> Iterator[Fault]:
             yield Fault(key, "is held_out_loss, which is never measured", remedy)
 
 
+def packs_may_be_lowered(config: Config) -> Iterator[Fault]:
+    for name, stage in config.stages.items():
+        if config.train.fit and stage.pack.unit == "tokens":
+            problem = f"lowers the budgets of packs, and of packs are the steps of stages.{name} made"
+            yield Fault("train.fit", problem, f"set train.fit=false or stages.{name}.pack.unit=samples")
+
+
 def trackers_once(config: Config) -> Iterator[Fault]:
     if len(set(config.log.trackers)) < len(config.log.trackers):
         yield Fault("log.trackers", f"{config.log.trackers} names one twice", "name each once")
@@ -363,6 +371,7 @@ RULES: tuple[Rule, ...] = (
     tasks_have_files,
     held_out_loss_has_samples,
     best_is_measured,
+    packs_may_be_lowered,
     trackers_once,
     shown_stage_exists,
     planned_gpu_is_known,

@@ -194,6 +194,7 @@ class EvaluationConfig:
 class TrainConfig:
     """How ranks train together; nothing here changes what is learned."""
 
+    fit: bool = False  # where the GPU cannot hold a pack, lower the budgets and go on; steps of samples alone
     max_wait: float = 600  # seconds before a step that ranks wait for one; 10 times the longest step where that is more
 
 
@@ -220,6 +221,7 @@ class PlanConfig:
     simulate: int = 0  # samples drawn from the published mixture's shares in place of the stage's own; 0 = its own
     gpu: str = "h100"  # whose memory and peak bf16 FLOPs are assumed
     mfu: float = 0.4  # share of that peak that the step reaches
+    network: float = 50  # GB a second that each GPU sends to other nodes
 
 
 @dataclass

@@ -5,6 +5,7 @@ A pure function of (seed, stage, step), so a resumed run, another number of work
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,10 +26,14 @@ from llava_train.data.view import Samples
 
 @dataclass(frozen=True)
 class StepBatches:
-    """`batches`: this rank's micro-batches, as many as on every rank. `skipped`: samples that decoding refused."""
+    """`batches`: this rank's micro-batches, as many as on every rank. `skipped`: samples that decoding refused.
+
+    order: a number made of the packs of all ranks, the same on every one of them that has the same samples.
+    """
 
     step: int
     epoch: int
+    order: int
     batches: list[PackedBatch]
     skipped: list[DataError]
 
@@ -65,10 +70,10 @@ class StepDataset(Dataset):
         return f"{sample.source}, record {sample.record}"
 
     def __getitem__(self, step: int) -> StepBatches:
-        packs = self._order.packs(step, self._world_size)[self._rank]
+        ranks = self._order.packs(step, self._world_size)
         skipped: list[DataError] = []
-        batches = [self._pack_of([int(self._draws[i]) for i in pack], skipped) for pack in packs]
-        return StepBatches(step, self._order.epoch(step), batches, skipped)
+        batches = [self._pack_of([int(self._draws[i]) for i in pack], skipped) for pack in ranks[self._rank]]
+        return StepBatches(step, self._order.epoch(step), zlib.crc32(repr(ranks).encode()), batches, skipped)
 
     def _pack_of(self, positions: Sequence[int], skipped: list[DataError]) -> PackedBatch:
         """A sample that decoding refuses leaves its place empty and goes to `skipped`."""

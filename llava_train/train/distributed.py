@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from llava_train.config.errors import LostRankError, RunError
 TIMEOUT = timedelta(minutes=30)
 # The others wait while rank 0 indexes, exports or writes a report. A lost rank still shows at once, as a closed socket.
 LONG_TIMEOUT = timedelta(days=7)
+ATTEMPT = "LLAVA_TRAIN_ATTEMPT"  # how often the ranks were started anew by themselves
 # What gloo, NCCL and the store say on the ranks that are left when one is gone.
 _LOST_RANK = (
     "Connection closed by peer",
@@ -40,6 +41,7 @@ class Ranks:
     device: torch.device
     group: dist.ProcessGroup | None = None  # on the CPU, for all that is no arithmetic; None where a rank is alone
     store: dist.Store | None = None  # what ranks leave there is found by others, whatever they wait for; None likewise
+    environ: dict[str, str] = field(default_factory=dict)  # that this process was started with
 
     @property
     def is_first(self) -> bool:
@@ -135,7 +137,7 @@ def start_ranks() -> Iterator[Ranks]:
     try:
         if not dist.is_initialized():
             _init_process_group("nccl" if cuda else "gloo", alone)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, *_cpu_group())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, *_cpu_group(), environ)
     except torch.OutOfMemoryError as error:
         remedy = "less in stages.STAGE.pack, gradient_checkpointing, a higher zero.level, more GPUs"
         told = str(error).splitlines()[0]
@@ -177,7 +179,9 @@ def _init_process_group(backend: str, alone: bool) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if alone:  # no port, so nothing that another run on this machine could have taken
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
-    else:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+    else:  # the launcher's store may hold what the processes before wrote, where they were started anew
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(f"attempt {os.environ.get(ATTEMPT, 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     atexit.register(dist.destroy_process_group)

@@ -20,6 +20,7 @@ from llava_train.config.errors import DataError, RunError
 from llava_train.config.fingerprint import differences, dump
 from llava_train.config.schema import Config, StageConfig
 from llava_train.data.build import StageData
+from llava_train.family.onevision.cost import read_dims
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.adapter import inject, saved_modules
 from llava_train.model.build import DTYPES, LoadedModel
@@ -32,6 +33,7 @@ from llava_train.train.card import start_record
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.export import export_adapter, export_checkpoint, report_table
+from llava_train.train.fit import Fit, PackTooLarge, read_lowered
 from llava_train.train.guard import Guard
 from llava_train.train.held_out import held_out_loss, is_spent, lowest
 from llava_train.train.metrics import Metrics, console
@@ -77,6 +79,8 @@ class Trainer:
         self.engine = Engine(module, groups, settings, ranks)
         self.guard = Guard(ranks, config.train.max_wait)
         self.watchdog = Watchdog(stage.folder, ranks.rank, config.train.max_wait)
+        dims = read_dims(model.config)
+        self.fit = Fit(stage.folder, stage.name, settings, dims, ranks, config.train.fit)
         self.saver = Saver(stage.folder, self.engine, settings.checkpoint, ranks)
         self.num_steps = total_steps(data.steps_per_epoch, settings.epochs, settings.max_steps)
         self.state = TrainState()
@@ -96,7 +100,7 @@ class Trainer:
         with self.stop.deferred():
             self._resume()
             self._say_start()
-            with self._metrics() as metrics, self.watchdog:
+            with self._metrics() as metrics, self.watchdog, self.fit:
                 self._measure(is_due=self.state.step == 0)
                 self._steps(metrics)
                 self._stop_if_asked()
@@ -153,7 +157,10 @@ class Trainer:
             torch.manual_seed(self._seed())
             expected = self._parts_to_judge(counts)
             wanted = self._part_of if expected else None
-            result = train_step(self.engine, step_batches.batches, counts, self.ranks, wanted)
+            try:
+                result = train_step(self.engine, step_batches.batches, counts, self.ranks, wanted)
+            except PackTooLarge as error:
+                self.fit.lower(error.batch, self.state.step, lambda: self._save(background=False))
             if expected:
                 self._judge_parts(result, expected, [s for b in step_batches.batches for s in b.sample_ids])
             seconds = time.monotonic() - began
@@ -292,6 +299,10 @@ class Trainer:
             f"{settings.precision}, {zero}, {self.ranks.world_size} rank(s){resumed}",
             highlight=False,
         )
+        if lowered := read_lowered(self.stage.folder):
+            pack = settings.pack
+            told = f"packs of {pack.max_tokens:,} tokens and {pack.max_tiles:,} tiles at the most, lowered by train.fit"
+            self._console.print(f"{told} after step {lowered[-1]['step'] - 1}", highlight=False)
         if data.refused:
             self._console.print(f"left out before training: {_counted(data.refused)}", highlight=False)
         if held_out := data.held_out:
@@ -304,7 +315,13 @@ class Trainer:
 
     def _summary(self, exported: Path) -> dict[str, Any]:
         refused = [as_record(error) for error in self.data.refused]
-        return {**asdict(self.state), "refused": refused, "exported": checkpoint.read_state(exported)["state"]}
+        lowered = read_lowered(self.stage.folder)
+        return {
+            **asdict(self.state),
+            "refused": refused,
+            "lowered": lowered,
+            "exported": checkpoint.read_state(exported)["state"],
+        }
 
     def _say_end(self, summary: dict[str, Any]) -> None:
         rate = summary["num_tokens"] / max(summary["seconds"], 1e-9)

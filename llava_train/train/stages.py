@@ -13,6 +13,7 @@ from llava_train.config.fingerprint import differences, fingerprint
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.train import checkpoint
 from llava_train.train.distributed import Ranks
+from llava_train.train.fit import with_lowered
 from llava_train.train.folders import FINISHED
 from llava_train.train.metrics import console
 
@@ -55,6 +56,7 @@ def all_stages(config: Config) -> list[Stage]:
     start = config.model
     for number, (name, settings) in enumerate(config.stages.items(), 1):
         folder = Path(config.run.dir) / name
+        settings = with_lowered(settings, folder) if config.train.fit else settings
         stages.append(Stage(name, f"{number}/{len(config.stages)} {name}", settings, folder, start))
         start = replace(config.model, init=str(folder / EXPORT))
     return stages

@@ -12,6 +12,7 @@ from llava_train.config.errors import RunError
 from llava_train.data.dataset import StepBatches
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
+from llava_train.train.fit import PackTooLarge
 from llava_train.train.guard import Guard
 
 
@@ -41,7 +42,7 @@ def count(step_batches: StepBatches, guard: Guard, wants_stop: bool = False) -> 
     Raises RunError where the ranks have different steps before them, or one does not come.
     """
     batches = step_batches.batches
-    plan = {"epoch": step_batches.epoch, "micro-batches": len(batches)}
+    plan = {"epoch": step_batches.epoch, "micro-batches": len(batches), "order of samples": step_batches.order}
     local = [
         sum(len(b.sample_ids) for b in batches),
         sum(len(b.input_ids) for b in batches if b.sample_ids),
@@ -65,14 +66,16 @@ def train_step(
 
     Loss = sum of token cross-entropies / `counts.num_supervised`, over all ranks: the unpacked global batch's own.
     `part_of` (parameter name -> part) asks for gradient norms per part. Raises RunError with the samples of the pack
-    whose loss is not finite.
+    whose loss is not finite, and PackTooLarge.
     """
     if counts.num_supervised == 0:
         raise RunError("this step supervises no token: nothing to learn from. Look at its samples with `preview`")
-    sums = [
-        engine.forward_backward(batch, counts.num_supervised, is_last=i == len(batches) - 1)
-        for i, batch in enumerate(batches)
-    ]
+    sums = []
+    for i, batch in enumerate(batches):
+        try:
+            sums.append(engine.forward_backward(batch, counts.num_supervised, is_last=i == len(batches) - 1))
+        except torch.OutOfMemoryError as error:
+            raise PackTooLarge(batch) from error
     part_norms = engine.gradient_norms(part_of) if part_of else {}
     grad_norm = engine.step()
     losses = torch.stack(sums).double().cpu()

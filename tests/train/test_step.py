@@ -15,7 +15,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def count(batches: list[PackedBatch], skipped=(), wants_stop=False) -> StepCounts:
-    return count_step(StepBatches(0, 0, batches, list(skipped)), Guard(ALONE, 1.0), wants_stop)
+    return count_step(StepBatches(0, 0, 0, batches, list(skipped)), Guard(ALONE, 1.0), wants_stop)
 
 
 def make_batch(labels: list[int], names: tuple[str, ...]) -> PackedBatch:
