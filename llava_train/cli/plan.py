@@ -23,6 +23,7 @@ from llava_train.family.onevision.cost import ModelDims
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.memory import RESERVED, activations, num_parameters, num_trained, states
 from llava_train.family.onevision.settings import model_dims, read_model
+from llava_train.family.onevision.traffic import NODE, stage_traffic
 
 WIDTH = 110  # columns; a pipe has none of its own
 ENOUGH = 0.9  # balance and fill below which something is said
@@ -83,6 +84,7 @@ def _print(console: Console, config: Config, name: str, plan: StagePlan, dims: M
         overview.add_row(key, text)
     console.print(overview)
     console.print(_packings(stage, plan))
+    console.print(_scaling(config, stage, plan, dims))
     console.print(_memories(config, stage, plan, dims))
     for line in _advice(config, name, plan, dims):
         console.print(f"-> {line}", style="bold")
@@ -128,6 +130,27 @@ def _packings(stage: StageConfig, plan: StagePlan) -> Table:
         cells = (packing.unit, per_step, *counts, *(f"{figure:.3f}" for figure in figures))
         table.add_row(*cells, style="bold" if packing is plan.asked else "")
     table.caption = "each pack: ZeRO 3, and 2; each step: ZeRO 0 and 1, and 2. bound: max(mean, dearest sample)."
+    return table
+
+
+def _scaling(config: Config, stage: StageConfig, plan: StagePlan, dims: ModelDims) -> Table:
+    """Hours by ranks: of computing, with its waiting, and of what ranks send each other, which may go on beside it."""
+    gpu, level = GPUS[config.plan.gpu], stage.zero.level
+    links = f"{gpu.link / 1e9:,.0f} GB/s within a node of {NODE}, {config.plan.network:g} GB/s a GPU between nodes"
+    table = Table(title=f"hours by ranks of {config.plan.gpu} at ZeRO {level}; {links}", title_justify="left")
+    for column in ("ranks", "GB sent a step", "computing", "sending", "share", "hours"):
+        table.add_column(column, justify="right")
+    for packing in plan.others:
+        if packing.unit != stage.pack.unit:
+            continue
+        ranks, num_steps = packing.world_size, plan.num_steps * packing.num_steps / plan.asked.num_steps
+        sent = stage_traffic(dims, stage, packing.packs)
+        compute = plan.flops / packing.balance(level) / ranks / (gpu.peak * config.plan.mfu) / 3600
+        send = sent.seconds(ranks, gpu, config.plan.network * 1e9) * num_steps / 3600
+        hours = f"{max(compute, send):,.3g} to {compute + send:,.3g}"
+        cells = (f"{sent.sent(ranks) / 1e9:,.2f}", f"{compute:,.3g}", f"{send:,.3g}", f"{send / (compute + send):.0%}")
+        table.add_row(f"{ranks}", *cells, hours, style="bold" if packing is plan.asked else "")
+    table.caption = "share: of sending, if none of it is hidden behind computing. hours: if all of it is, and if none."
     return table
 
 
