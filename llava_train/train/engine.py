@@ -82,7 +82,7 @@ class Engine:
         self.ranks = ranks
         self.group_names = [group["name"] for group in groups]
         self.base_rates = [float(group["lr"]) for group in groups]
-        self._fused = ranks.device.type == "cuda" and not stage.zero.offload_optimizer
+        self._fused = not stage.zero.offload_optimizer
         self._torch_optimizer = build_optimizer(groups, stage.optimizer, self._fused)
         settings = deepspeed_config(stage, ranks.world_size)
         with redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimiser prints its memory a dozen times
