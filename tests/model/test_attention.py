@@ -48,14 +48,24 @@ def test_packed_attention_equals_dense_causal_attention_within_documents(monkeyp
 
 
 @pytest.mark.parametrize("longest_blocked", [0, 768], ids=["whole", "blocked"])
-def test_bf16_on_a_cpu_without_it_is_the_fp32_attention_rounded(monkeypatch, longest_blocked):
+@pytest.mark.parametrize("has_bf16", [False, True], ids=["widened", "bf16"])
+def test_bf16_attention_is_the_fp32_one_rounded(monkeypatch, longest_blocked, has_bf16):
+    """Rounded once where the CPU has no bf16, and elsewhere at each product."""
     monkeypatch.setattr(attention, "LONGEST_BLOCKED", longest_blocked)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
     torch.manual_seed(0)
-    row = [torch.randn(1, heads, 150, 8, dtype=torch.bfloat16) for heads in (4, 2, 2)]
+    row = [torch.randn(1, heads, 150, 8).bfloat16().requires_grad_() for heads in (4, 2, 2)]
     documents = Documents(torch.tensor([0, 150], dtype=torch.int32), 150, "sdpa")
     out, _ = packed_attention(torch.nn.Identity(), *row, None, documents=documents, scaling=0.3)
-    torch.testing.assert_close(out, dense(*(x.float() for x in row), [150], 0.3).bfloat16())
+    wide = [x.detach().float().requires_grad_() for x in row]
+    expected = dense(*wide, [150], 0.3)
+    weights = torch.randn_like(expected)
+    ours = (out, *torch.autograd.grad(out, row, weights.bfloat16()))
+    theirs = (expected, *torch.autograd.grad(expected, wide, weights.bfloat16().float()))
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine.dtype == torch.bfloat16
+        near = 0.02 if has_bf16 else 0.005
+        assert (mine.float() - its).norm() < near * its.norm()
 
 
 @pytest.mark.parametrize("longest_blocked", [0, 768], ids=["whole", "blocked"])
