@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
@@ -27,6 +25,9 @@ from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import LoraConfig, StageConfig
 from llava_train.model.tensorfile import Spec, write_tensors
 from llava_train.model.trainable import PARTS, Part, is_adapter, is_unused, learning_rate_of, part_of
+
+if TYPE_CHECKING:  # it takes seconds to import, and only adapters need it
+    from peft import LoraConfig as PeftConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MODULES: dict[Part, str] = {
@@ -43,6 +44,8 @@ def inject(hf_model: LlavaOnevisionForConditionalGeneration, lora: Mapping[str, 
 
     Raises ConfigError where a target is no linear layer of its part.
     """
+    from peft import inject_adapter_in_model
+
     config = peft_config(hf_model, lora)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -55,6 +58,8 @@ def peft_config(
     hf_model: nn.Module, lora: Mapping[str, LoraConfig], base: str = "", saved: tuple[str, ...] = ()
 ) -> Any:
     """PEFT's form of the settings. base: name of the model below; saved: modules that are trained and stored whole."""
+    from peft import LoraConfig as PeftConfig
+
     shared = next(iter(lora.values()))
     largest = max(lora.values(), key=lambda settings: settings.rank)
     return PeftConfig(
@@ -165,6 +170,8 @@ def saved_modules(stage: StageConfig) -> tuple[str, ...] | None:
 
 def adapter_names(hf_model: LlavaOnevisionForConditionalGeneration, config: Any) -> list[str]:
     """What the folder of an adapter holds, in the model's own names; puts the adapter's layers into `hf_model`."""
+    from peft import inject_adapter_in_model
+
     saved = [name for name, _ in _of_modules(hf_model, config.modules_to_save or [])]
     alone = copy(config)
     alone.modules_to_save = None
@@ -184,6 +191,9 @@ def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, torch.
 
 def attach_adapter(hf_model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
     """Puts the adapter of a PEFT folder on a plain model, in place. Every key must fit: raises ConfigError."""
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model, set_peft_model_state_dict
+
     path = folder / CONFIG_FILE
     if not (path.is_file() and (folder / WEIGHTS_FILE).is_file()):
         raise _fault(f"{folder} holds no {CONFIG_FILE} with {WEIGHTS_FILE}", "name the adapter/ folder of a stage")

@@ -42,6 +42,14 @@ def test_check_works_from_any_folder_and_loads_no_heavy_library(tmp_path):
     assert not {"torch", "transformers", "deepspeed"} & imported
 
 
+def test_training_loads_no_library_that_only_some_runs_need():
+    modules = "build, distributed, engine, evaluate, report, stages"
+    late = {"peft", "bitsandbytes", "wandb", "matplotlib", "tensorboard", "av", "decord"}
+    program = f"import sys; from llava_train.train import {modules}; print(*({late} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.split() == []
+
+
 def test_check_takes_held_out_samples_off_the_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["check", "+recipe=ov_stage", *own_data(tmp_path), "evaluation.every=1"]
