@@ -30,6 +30,7 @@ _NODE = re.compile(r"Node failure on (\S+)")
 _ABORTED = re.compile(r"srun: (Job step aborted|forcing job termination)")  # then srun may end with 0
 _WAITED = "First task exited"  # srun itself ends ranks that are left
 _MEMORY = re.compile(r"oom[-_ ]?kill", re.IGNORECASE)
+MAX_STOPS = 10  # in a row that train no step: a time limit shorter than the start
 _TOLERATED = 1  # failures that a task brought upon its node before the node is left out
 
 
@@ -137,17 +138,21 @@ def _close(run: Path, segment: Segment, ending: Ending) -> None:
 
 
 def exhausted(segments: list[Segment], max_failures: int) -> str:
-    """Why the run is not started again: the last `max_failures` that failed brought no checkpoint; "" = it is."""
+    """Why the run is not started again: the last segments brought no checkpoint; "" = it is.
+
+    `max_failures` that failed are too many, or MAX_STOPS that were stopped before they could train a step.
+    """
     fruitless: list[Segment] = []
     for segment in reversed(segments):
         if segment.reached != segment.position or segment.outcome in ("done", "refused", "running"):
             break
-        if segment.outcome == "failed":
-            fruitless.append(segment)
-    if len(fruitless) < max_failures:
-        return ""
-    reasons = "\n".join(f"  segment {s.number}, job {s.job}: {s.reason}" for s in reversed(fruitless))
-    return f"{len(fruitless)} failures without a new checkpoint:\n{reasons}\n    -> mend it and submit the run again"
+        fruitless.append(segment)
+    for outcome, limit, what in (("failed", max_failures, "failures"), ("stopped", MAX_STOPS, "stops")):
+        found = [s for s in reversed(fruitless) if s.outcome == outcome]
+        if len(found) >= limit:
+            reasons = "\n".join(f"  segment {s.number}, job {s.job}: {s.reason}" for s in found)
+            return f"{len(found)} {what} without a new checkpoint:\n{reasons}\n    -> mend it and submit the run again"
+    return ""
 
 
 def judge(srun_log: str, code: int | None) -> Ending:

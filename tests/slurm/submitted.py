@@ -88,6 +88,12 @@ class Job:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGCONT)
 
+    def bring_limit_near(self) -> None:
+        """Its time limit is a minute away until it has heard of it; what is requeued has time again."""
+        self.cluster.run("scontrol", "update", f"JobId={self.id}", "EndTime=now+60")
+        self.wait(lambda: "SIGUSR1" in self.out())
+        self.cluster.run("scontrol", "update", f"JobId={self.id}", "TimeLimit=60")
+
     def wait(self, is_due: Callable[[], object]) -> None:
         """Until the first true answer; the job must not have ended by then."""
         deadline = time.monotonic() + 300

@@ -99,6 +99,12 @@ def test_failures_without_a_new_checkpoint_end_the_job(tmp_path):
     assert begin(tmp_path, "6", live=["6"]).name == "0006"  # submitted anew
 
 
+def test_stops_before_the_first_step_end_the_job(tmp_path):
+    for restart in range(segments.MAX_STOPS - 1):
+        assert lose(begin(tmp_path, restart=restart), exited(0, 75), 75)[0] == ""
+    assert lose(begin(tmp_path), exited(0, 75), 75)[0].startswith("10 stops without a new checkpoint")
+
+
 def test_a_node_is_left_out_when_it_is_lost_or_kills_twice(tmp_path):
     ends = {task(1, "Killed"): [], task(1, "Bus error"): ["n1"], "srun: error: Node failure on n0\n": ["n0", "n1"]}
     for restart, (log, excluded) in enumerate(ends.items()):
