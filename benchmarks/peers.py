@@ -1,6 +1,6 @@
 """Training steps beside other trainers: the same model, the same samples, in turns.
 
-    python benchmarks/peers.py [--case fp32] [--rounds 6] [--steps 5] [--venvs DIR] [--out FILE]
+    python benchmarks/peers.py [--case fp32] [--only ours supervised] [--rounds 6] [--steps 5] [--venvs DIR]
     python benchmarks/peers.py --install --venvs DIR
 
 Every contender is a process that lives as long as the comparison; in a round each takes its steps while the others
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,7 @@ def install(venvs: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, action="append", help="all by default")
+    parser.add_argument("--only", nargs="+", choices=[*LABELS, "ours, 2 ranks"], help="of a case's contenders")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=5, help="of a contender in a round")
     parser.add_argument("--venvs", type=Path, help="where the peers' environments are")
@@ -245,7 +246,10 @@ def main() -> None:
     packages = {name: version(name) for name in ("torch", "transformers", "deepspeed")}
     results["machine"] = {"cpu": platform.processor() or platform.machine(), **packages}
     for name in options.case or CASES:
-        results[name] = compare(CASES[name], folder, options.venvs, options.rounds, options.steps)
+        case = CASES[name]
+        if options.only:
+            case = replace(case, contenders=tuple(one for one in case.contenders if one in options.only))
+        results[name] = compare(case, folder, options.venvs, options.rounds, options.steps)
         show(name, results[name])
         if options.out:
             options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
