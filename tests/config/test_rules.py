@@ -41,6 +41,13 @@ CASES = [
     ({"bench__warmup": -1}, "bench.warmup", "allowed: >= 0"),
     ({"plan__mfu": 0.0}, "plan.mfu", "allowed: > 0"),
     ({"plan__mfu": 1.1}, "plan.mfu", "<= 1"),
+    ({"plan__network": 0.0}, "plan.network", "> 0"),
+    ({"train__max_wait": 0.0}, "train.max_wait", "> 0"),
+    (
+        {"train__fit": True, "s__pack__unit": "tokens", "s__pack__per_step": 2},
+        "train.fit",
+        f"{STAGE}.pack.unit=samples",
+    ),
     ({"data__max_frames": 0}, "data.max_frames", "allowed: > 0"),
     ({"data__max_media": 0}, "data.max_media", "allowed: > 0"),
     ({"s__pack__unit": "tokens"}, f"{STAGE}.pack.per_step", f"set {STAGE}.pack.per_step=N"),

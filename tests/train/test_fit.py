@@ -10,7 +10,7 @@ from test_step import ALONE, make_batch
 
 from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.config.errors import RunError
-from llava_train.config.load import collect, load
+from llava_train.config.load import load
 from llava_train.family.onevision.cost import read_dims
 from llava_train.model.tiny import byte_tokenizer, tiny_config
 from llava_train.train.fit import Fit, PackTooLarge
@@ -55,13 +55,6 @@ def test_a_pack_that_does_not_fit_is_named_with_its_estimate_and_what_to_set(tmp
 def test_no_budget_helps_a_pack_of_one_sample(tmp_path):
     with pytest.raises(RunError, match=rf"no pack is smaller than a sample.*{STAGE}\.max_length"):
         make_fit(tmp_path, fit=True).lower(pack_out_of_memory("a/1"), 0, pytest.fail)
-
-
-def test_packs_that_are_the_step_are_not_lowered():
-    words = ["+recipe=tiny", "train.fit=true", f"{STAGE}.pack.unit=tokens", f"{STAGE}.pack.per_step=2"]
-    _, faults = collect(words)
-    [fault] = [fault for fault in faults if fault.key == "train.fit"]
-    assert f"{STAGE}.pack.unit=samples" in fault.remedy
 
 
 @pytest.mark.parametrize(("num_ranks", "zero"), [(1, "zero2"), (2, "zero3")])
