@@ -37,7 +37,7 @@ from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import ImageConfig
 from llava_train.data.collate import collate
 from llava_train.data.encode import EncodedSample, Encoder, text_tokenizer
-from llava_train.data.formats import to_sample
+from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.template import make_template
 from llava_train.family.onevision.tokens import add_tags
@@ -198,7 +198,7 @@ def text_documents(data: Path, tokenizer: Qwen2Tokenizer, rng: random.Random) ->
     template = make_template("qwen", "clean", "front")
     encoder = Encoder(tokenizer, tags["<image>"], tags["<video>"], template, max_length=1024)
     records = enumerate(read_json(data / "text.json"))
-    documents = [encoder.encode(to_sample(record, "text", n, data), ()) for n, record in records]
+    documents = [encoder.encode(to_sample(record, "text", n, MediaRoots(data)), ()) for n, record in records]
     return documents + list(told_captions(data, tokenizer, len(documents) // (CAPTION_SHARE - 1), rng))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_train.data.formats import to_sample
+from llava_train.data.formats import MediaRoots, to_sample
 
 
 def records(folder: Path, name: str) -> list[dict]:
@@ -67,7 +67,7 @@ def test_held_out_digits_come_from_the_last_twenty_columns(script: ModuleType, f
 def test_every_record_is_a_sample_whose_media_exist(folder: Path):
     for file in [*folder.glob("*s.json"), *folder.glob("text.json"), *folder.glob("heldout/*.json")]:
         for position, record in enumerate(records(file.parent, file.name)):
-            sample = to_sample(record, file.stem, position, folder)
+            sample = to_sample(record, file.stem, position, MediaRoots(folder))
             assert all(medium.path.is_file() for medium in sample.media())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_train.data.formats import to_sample
+from llava_train.data.formats import MediaRoots, to_sample
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_shuffled_answers_are_the_same_answers_to_other_pictures(domain: ModuleT
 def test_every_record_is_a_sample_whose_picture_exists(domain: ModuleType, dials: Path):
     for name in ("train", "shuffled", "heldout"):
         for position, record in enumerate(json.loads((dials / f"{name}.json").read_text())):
-            sample = to_sample(record, name, position, dials.parent)
+            sample = to_sample(record, name, position, MediaRoots(dials.parent))
             assert [medium.path.is_file() for medium in sample.media()] == [True]
     assert all(set(asked) == {domain.READING_QUESTION} for asked in answers(dials / "heldout.json"))
 
