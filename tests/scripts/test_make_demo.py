@@ -68,7 +68,7 @@ def test_every_record_is_a_sample_whose_media_exist(folder: Path):
     for file in [*folder.glob("*s.json"), *folder.glob("text.json"), *folder.glob("heldout/*.json")]:
         for position, record in enumerate(records(file.parent, file.name)):
             sample = to_sample(record, file.stem, position, MediaRoots(folder))
-            assert all(medium.path.is_file() for medium in sample.media())
+            assert all(medium.file.is_file() for medium in sample.media())
 
 
 def test_lists_name_the_digits_in_the_order_of_the_pictures(folder: Path):

@@ -92,7 +92,7 @@ def test_every_record_is_a_sample_whose_picture_exists(domain: ModuleType, dials
     for name in ("train", "shuffled", "heldout"):
         for position, record in enumerate(json.loads((dials / f"{name}.json").read_text())):
             sample = to_sample(record, name, position, MediaRoots(dials.parent))
-            assert [medium.path.is_file() for medium in sample.media()] == [True]
+            assert [medium.file.is_file() for medium in sample.media()] == [True]
     assert all(set(asked) == {domain.READING_QUESTION} for asked in answers(dials / "heldout.json"))
 
 
