@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import Qwen2Config
 
 from llava_train.config.fingerprint import dump
 from llava_train.config.load import load
@@ -40,16 +39,9 @@ def make_run(run_dir: Path, layers: int) -> int:
     step.mkdir()
     (stage_dir / "config.yaml").write_text(dump(load(["+recipe=tiny", f"run.dir={run_dir}"])))
     tokenizer = byte_tokenizer()
-    config = tiny_config(tokenizer, tied=False)
-    config.text_config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=2048,
-        intermediate_size=6144,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        tie_word_embeddings=False,
-    )
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8}
+    text = {"vocab_size": VOCABULARY, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": layers}
+    config = tiny_config(tokenizer, tied=False, text=text | heads)
     specs = expected_specs(config, torch.bfloat16)
     trained = {name: Spec(torch.float32, spec.shape) for name, spec in specs.items() if "language" in name}
     trained["lm_head.weight"] = Spec(torch.float32, specs["lm_head.weight"].shape)

@@ -24,23 +24,14 @@ DATA = SimpleNamespace(steps_per_epoch=1, num_samples_by_source={}, refused=[], 
 
 def make_model(folder: Path, layers: int) -> int:
     """Returns its bytes, in bf16."""
-    from transformers import Qwen2Config
-
     from llava_train.config.schema import VideoConfig
     from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_support, write_weights
     from llava_train.model.tiny import byte_tokenizer, tiny_config
 
     tokenizer = byte_tokenizer()
-    config = tiny_config(tokenizer, tied=False)
-    config.text_config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=2048,
-        intermediate_size=6144,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        tie_word_embeddings=False,
-    )
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8}
+    text = {"vocab_size": VOCABULARY, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": layers}
+    config = tiny_config(tokenizer, tied=False, text=text | heads)
     specs = expected_specs(config, torch.bfloat16)
     folder.mkdir(parents=True)
     write_support(

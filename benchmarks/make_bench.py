@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import LlavaOnevisionConfig, PreTrainedTokenizerBase, Qwen2Config, SiglipVisionConfig
+from transformers import LlavaOnevisionConfig, PreTrainedTokenizerBase
 
 from llava_train.config.schema import VideoConfig
 from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.card import Card
 from llava_train.model.hf import Preparation, checkpoint_geometry, write_checkpoint
-from llava_train.model.tiny import byte_tokenizer, tiny_model
+from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
 
 FOLDER = Path(__file__).parent / "cache"
 TILE = 112
@@ -34,36 +34,9 @@ WORDS = ("a", "of", "the", "small", "large", "red", "green", "blue", "round", "l
 
 
 def bench_config(tokenizer: PreTrainedTokenizerBase) -> LlavaOnevisionConfig:
-    vision = SiglipVisionConfig(
-        hidden_size=144,
-        intermediate_size=576,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=TILE,
-        patch_size=14,
-        vision_use_head=False,
-    )
-    text = Qwen2Config(
-        vocab_size=8192,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        tie_word_embeddings=True,
-    )
-    vocabulary = tokenizer.get_vocab()
-    return LlavaOnevisionConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=vocabulary["<image>"],
-        video_token_index=vocabulary["<video>"],
-        image_grid_pinpoints=[[rows * TILE, columns * TILE] for rows in (1, 2, 3) for columns in (1, 2, 3)],
-        vision_aspect_ratio="anyres_max_9",
-        tie_word_embeddings=True,
-    )
+    vision = {"hidden_size": 144, "intermediate_size": 576, "num_hidden_layers": 4}
+    text = {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+    return tiny_config(tokenizer, tile_size=TILE, patch_size=14, vision=vision, text=text)
 
 
 def make_model(folder: Path, seed: int = 0) -> None:

@@ -148,17 +148,15 @@ def build_data(
 
     cost = sample_cost(dims, stage, recompute=False)  # as if nothing were, so that packs stay when that changes
 
-    def measures(samples: Samples, draws: np.ndarray) -> PackSizes:
-        lengths, tiles, supervised = (getattr(samples.sizes, n)[draws] for n in ("lengths", "tiles", "supervised"))
-        return PackSizes(lengths, tiles, cost(lengths, tiles, supervised))
-
     def steps(samples: Samples, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
         dataset = StepDataset(samples, draws, encoder, media, order, rank, world_size)
         return StageData(dataset, order, samples.num_by_source(draws), samples.refused, data, held_out)
 
     def measured(samples: Samples, positions: np.ndarray) -> StageData:
         budget = Budget(stage.pack.max_tokens, stage.pack.max_tiles)
-        return steps(samples, positions, OnceOrder(measures(samples, positions), budget, HELD_OUT_BATCH))
+        return steps(
+            samples, positions, OnceOrder(PackSizes.of(samples.sizes[positions], cost), budget, HELD_OUT_BATCH)
+        )
 
     samples, held_out = read(data), None
     trained = np.arange(len(samples))
@@ -169,7 +167,7 @@ def build_data(
         held = held_out_samples(samples.content(), evaluation.held_out, seed, stage_name)
         held_out, trained = measured(samples, trained[held]), trained[~held]
     draws = samples.draws(trained)
-    order = make_order(measures(samples, draws), stage, stage_name, seed, world_size, cache_dir)
+    order = make_order(PackSizes.of(samples.sizes[draws], cost), stage, stage_name, seed, world_size, cache_dir)
     return steps(samples, draws, order, held_out)
 
 

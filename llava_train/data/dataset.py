@@ -62,8 +62,7 @@ class StepDataset(Dataset):
     @property
     def sizes(self) -> SampleSizes:
         """Of the draws."""
-        sizes = self._samples.sizes
-        return SampleSizes(sizes.lengths, sizes.visual, sizes.supervised, sizes.tiles)[self._draws]
+        return self._samples.sizes[self._draws]
 
     def name_of(self, draw: int) -> str:
         sample, _ = self._samples.sample(int(self._draws[draw]))

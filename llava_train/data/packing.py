@@ -6,6 +6,7 @@ into these samples. How a step's samples are packed changes speed and memory, ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,11 @@ class PackSizes:
     lengths: np.ndarray
     tiles: np.ndarray
     costs: np.ndarray  # float64
+
+    @staticmethod
+    def of(sizes: SampleSizes, cost: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> PackSizes:
+        """cost: of samples with these tokens, tiles and supervised tokens."""
+        return PackSizes(sizes.lengths, sizes.tiles, cost(sizes.lengths, sizes.tiles, sizes.supervised))
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -95,8 +95,7 @@ def plan_stage(
     sizes = draws.sizes
 
     def measured(stage: StageConfig, world_size: int) -> Packing:
-        cost = sample_cost(dims, stage, recompute=False)(sizes.lengths, sizes.tiles, sizes.supervised)
-        measures = PackSizes(sizes.lengths, sizes.tiles, cost)
+        measures = PackSizes.of(sizes, sample_cost(dims, stage, recompute=False))
         order = make_order(measures, stage, name, seed, world_size, folder)
         return measure_packing(order, sizes, stage, dims, world_size)
 

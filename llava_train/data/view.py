@@ -7,7 +7,7 @@ once, whatever the limits and the geometry.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,23 +21,12 @@ from llava_train.data.formats import record_name
 from llava_train.data.index import KINDS, REFUSED, Index
 from llava_train.data.indexing import Reading
 from llava_train.data.media import MediaReader, MediumSize
+from llava_train.data.packing import SampleSizes
 from llava_train.data.sample import Sample
 from llava_train.data.sources import record_of
 
 BLOCK = 2**18  # records whose media are looked at together, so that memory does not grow with these
 NAMED = 5  # refused samples that an error names
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of each sample. lengths: tokens, visual ones with them. sources: positions in the mixture; records: in these."""
-
-    lengths: np.ndarray  # int32 [samples], like all but `sources`
-    visual: np.ndarray
-    tiles: np.ndarray
-    supervised: np.ndarray
-    records: np.ndarray
-    sources: np.ndarray  # int16
 
 
 @dataclass(frozen=True)
@@ -53,17 +42,18 @@ class Source:
 class Samples:
     """The sound samples of a stage, by position. Picklable.
 
-    refused: what the mixture takes and is left out; faults: those of them that `data.on_error` decides on.
+    sizes: int32. refused: what the mixture takes and is left out; faults: those that `data.on_error` decides on.
     """
 
     def __init__(self, sources: list[Source], data: DataConfig, media: MediaReader, max_length: int, seed: int):
         self._sources = sources
         self._media = media
         self.refused: list[DataError] = []
-        parts = [_view(i, source, data, media, max_length, seed, self.refused) for i, source in enumerate(sources)]
-        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Sizes)}
-        del parts  # each column goes once it is joined
-        self.sizes = Sizes(**{field.name: np.concatenate(columns.pop(field.name)) for field in fields(Sizes)})
+        parts = [_view(source, data, media, max_length, seed, self.refused) for source in sources]
+        self._source_of = np.repeat(np.arange(len(parts), dtype=np.int16), [len(part["records"]) for part in parts])
+        joined = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+        self._records = joined.pop("records")
+        self.sizes = SampleSizes(**joined)
         skips = data.too_long == "skip"
         self.faults = [error for error in self.refused if not (skips and error.reason == TOO_LONG)]
 
@@ -72,26 +62,26 @@ class Samples:
 
     def num_by_source(self, positions: np.ndarray) -> dict[str, int]:
         """How many of the positions are of each source."""
-        counts = np.bincount(self.sizes.sources[positions], minlength=len(self._sources))
+        counts = np.bincount(self._source_of[positions], minlength=len(self._sources))
         return dict(zip([source.name for source in self._sources], counts.tolist(), strict=True))
 
     def content(self) -> np.ndarray:
         """uint64 [samples], equal for samples about the same media, or of the same text where there are none."""
         content = np.empty(len(self), dtype=np.uint64)
         for number, source in enumerate(self._sources):
-            of_source = self.sizes.sources == number
-            content[of_source] = source.index.content[self.sizes.records[of_source]]
+            of_source = self._source_of == number
+            content[of_source] = source.index.content[self._records[of_source]]
         return content
 
     def draws(self, positions: np.ndarray) -> np.ndarray:
         """The positions as an epoch draws them, each as often as its source says. int64."""
         repeats = np.array([source.config.repeat for source in self._sources])
-        return np.repeat(positions, repeats[self.sizes.sources[positions]])
+        return np.repeat(positions, repeats[self._source_of[positions]])
 
     def sample(self, position: int) -> tuple[Sample, list[VisualLayout]]:
         """The sample at a position, with its layouts in reading order."""
-        source = self._sources[self.sizes.sources[position]]
-        record = int(self.sizes.records[position])
+        source = self._sources[self._source_of[position]]
+        record = int(self._records[position])
         sample = source.reading.sample(record, source.index.record(record), source.name)
         return sample, self._media.layouts_of(source.index.media_of(record))
 
@@ -112,15 +102,17 @@ def refusal(
 
 
 def _view(
-    number: int,
     source: Source,
     data: DataConfig,
     media: MediaReader,
     max_length: int,
     seed: int,
     refused: list[DataError],
-) -> Sizes:
-    """What the mixture takes of one source, in the order of its records; what is left out goes to `refused`."""
+) -> dict[str, np.ndarray]:
+    """What the mixture takes of one source, in the order of its records: those of `SampleSizes` and `records`, int32.
+
+    What is left out goes to `refused`.
+    """
     index = source.index
     selected = parse_sampling(source.config.sampling).select(len(index), (seed, source.name))
     taken: slice | np.ndarray
@@ -140,15 +132,8 @@ def _view(
                 is_bad[row] = False
     for row in np.flatnonzero(is_bad):
         refused.append(_refusal(source, int(records[row]), media, int(lengths[row]), max_length))
-    sound = ~is_bad
-    return Sizes(
-        lengths=lengths[sound],
-        visual=visual[sound],
-        tiles=tiles[sound],
-        supervised=supervised[sound],
-        records=records[sound],
-        sources=np.full(int(sound.sum()), number, dtype=np.int16),
-    )
+    columns = {"lengths": lengths, "visual": visual, "supervised": supervised, "tiles": tiles, "records": records}
+    return {name: column[~is_bad] for name, column in columns.items()}
 
 
 def _media_sums(index: Index, data: DataConfig, media: MediaReader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,33 +60,36 @@ def tiny_config(
     tile_size: int = 28,
     patch_size: int = 7,
     max_tiles: int = 9,
+    vision: Mapping[str, int] = MappingProxyType({}),
+    text: Mapping[str, int] = MappingProxyType({}),
 ) -> LlavaOnevisionConfig:
-    """Two layers each; more embedding rows than tokens, as in the published checkpoints; grid (1x1) to (3x3)."""
+    """Two layers each; more embedding rows than tokens, as in the published checkpoints; grid (1x1) to (3x3).
+
+    vision, text: dimensions that are another, by their names in config.json.
+    """
     sides = [tile_size * n for n in (1, 2, 3)]
-    vision = SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=tile_size,
-        patch_size=patch_size,
-        vision_use_head=False,
-    )
-    text = Qwen2Config(
-        vocab_size=(len(tokenizer) + 64) // 64 * 64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        tie_word_embeddings=tied,
-    )
+    tower: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        **vision,
+    }
+    language: dict[str, Any] = {
+        "vocab_size": (len(tokenizer) + 64) // 64 * 64,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        **text,
+    }
+    rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
     vocabulary = tokenizer.get_vocab()
     return LlavaOnevisionConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=SiglipVisionConfig(**tower, image_size=tile_size, patch_size=patch_size, vision_use_head=False),
+        text_config=Qwen2Config(**language, rope_parameters=rope, tie_word_embeddings=tied),
         image_token_index=vocabulary["<image>"],
         video_token_index=vocabulary["<video>"],
         image_grid_pinpoints=[[height, width] for height in sides for width in sides],

@@ -9,21 +9,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from llava_train.config.kinds import shards
 from llava_train.data.sources.columns import NUM_ROWS, Place, chosen_columns, records
-from llava_train.data.sources.raw import Raw
+from llava_train.data.sources.raw import Raw, Reader
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 
 
-@dataclass(frozen=True)
-class Arrow:
-    path: Path
-    split: str
-
-    def files(self) -> list[Path]:
-        return shards(self.path, self.split)
-
+class Arrow(Reader):
     def count(self) -> int:
         return sum(batch.num_rows for path in self.files() for batch in pa.ipc.open_stream(_mapped(path)))
 

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-from llava_train.data.sources.raw import Raw
+from llava_train.data.sources.raw import Raw, Reader
 
 
-@dataclass(frozen=True)
-class JsonLines:
-    path: Path
-    split: str
-
-    def files(self) -> list[Path]:
-        return [self.path]
-
-    def count(self) -> int:
-        return sum(1 for _ in self)
-
+class JsonLines(Reader):
     def __iter__(self) -> Iterator[Raw]:
         with self.path.open("rb") as lines:
             start = len(BOM_UTF8) if lines.read(len(BOM_UTF8)) == BOM_UTF8 else 0

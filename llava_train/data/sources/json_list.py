@@ -5,28 +5,16 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
-from llava_train.data.sources.raw import Raw
+from llava_train.data.sources.raw import Raw, Reader
 
 WINDOW = 2**20  # bytes
 _SPACE = " \t\n\r"
 _TOKEN = 16  # more characters than any token that the end of a window can cut in two, strings apart
 
 
-@dataclass(frozen=True)
-class JsonList:
-    path: Path
-    split: str
-
-    def files(self) -> list[Path]:
-        return [self.path]
-
-    def count(self) -> int:
-        return sum(1 for _ in self)
-
+class JsonList(Reader):
     def __iter__(self) -> Iterator[Raw]:
         with self.path.open("rb") as file:
             text, number = _Text(file), 0

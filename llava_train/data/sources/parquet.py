@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from llava_train.config.kinds import shards
 from llava_train.data.sources.columns import NUM_ROWS, chosen_columns, records
-from llava_train.data.sources.raw import Raw
+from llava_train.data.sources.raw import Raw, Reader
 
 
-@dataclass(frozen=True)
-class Parquet:
-    path: Path
-    split: str
-
-    def files(self) -> list[Path]:
-        return shards(self.path, self.split)
-
+class Parquet(Reader):
     def count(self) -> int:
         return sum(pq.read_metadata(file).num_rows for file in self.files())
 

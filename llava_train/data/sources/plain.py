@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from llava_train.config.plain import BadRecord, read_plain
-from llava_train.data.sources.raw import Raw, made
+from llava_train.data.sources.raw import Raw, Reader, made
 
 
-@dataclass(frozen=True)
-class Plain:
-    path: Path
-    split: str
-
+class Plain(Reader):
     def files(self) -> list[Path]:
         """Of a folder all that is in it: its names are answers."""
         if not self.path.is_dir():

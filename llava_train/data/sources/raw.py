@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from llava_train.config.kinds import shards
 from llava_train.config.plain import BadRecord
 from llava_train.data.sample import PackedFile
 
@@ -23,15 +25,22 @@ class Raw:
     bad: str = ""  # why there is no record here; `content` is empty then
 
 
-class Reader(Protocol):
-    """One format. Made of a path and the name of a split; all of its methods raise OSError or ValueError."""
+@dataclass(frozen=True)
+class Reader(ABC):
+    """One format. All methods raise OSError or ValueError."""
 
+    path: Path
+    split: str
+
+    @abstractmethod
     def __iter__(self) -> Iterator[Raw]:
         """In order, streaming: memory does not grow with the file."""
 
-    def files(self) -> list[Path]: ...
+    def files(self) -> list[Path]:
+        return shards(self.path, self.split)
 
-    def count(self) -> int: ...
+    def count(self) -> int:
+        return sum(1 for _ in self)
 
 
 def made(record: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> Raw:

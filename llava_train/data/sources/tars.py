@@ -10,15 +10,14 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llava_train.config.kinds import UNPACK, shards
+from llava_train.config.kinds import UNPACK
 from llava_train.config.plain import DESCRIBE, IMAGE_SUFFIXES, BadRecord
 from llava_train.data.messages import from_messages
-from llava_train.data.sources.raw import Raw, made
+from llava_train.data.sources.raw import Raw, Reader, made
 
 SUFFIXES = {
     "image": IMAGE_SUFFIXES,
@@ -28,14 +27,7 @@ PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bz
 Members = dict[str, tarfile.TarInfo]  # of a record by suffix, without the first dot, in lower case
 
 
-@dataclass(frozen=True)
-class Tars:
-    path: Path
-    split: str
-
-    def files(self) -> list[Path]:
-        return shards(self.path, self.split)
-
+class Tars(Reader):
     def count(self) -> int:
         return sum(1 for path in self.files() for _ in groupby(_members(path), _key))
 
