@@ -1,7 +1,8 @@
 """`PackedBatch`: several samples ("documents") laid end to end in one row, the unit that goes through the model.
 
 Enters: what `data.collate` lays out. Leaves: what `model.onevision` computes on. Worked case, a 3-token and a 2-token
-document: `input_ids = [a b c d e]`, `position_ids = [0 1 2 0 1]`, `cu_seqlens = [0 3 5]`, `labels = [-100 b c -100 e]`.
+document: `input_ids = [a b c d e]`, `position_ids = [0 1 2 0 1]`, `cu_seqlens = [0 3 5]`, `labels = [-100 b c -100 e]`,
+`supervised = [1 2 4]`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class PackedBatch:
 
     input_ids         int64 [T]      placeholders already expanded, one id per visual token
     labels            int64 [T]      under input_ids, unshifted; IGNORE_INDEX: not supervised, or a document's first
+    supervised        int64 [S]      where labels count; counted here, since a GPU would make its host wait for it
     position_ids      int64 [T]      from 0 in each document
     cu_seqlens        int32 [D + 1]  document boundaries, the only ones: attention reads these
     max_seqlen        longest document
@@ -49,6 +51,7 @@ class PackedBatch:
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+    supervised: torch.Tensor
     position_ids: torch.Tensor
     cu_seqlens: torch.Tensor
     max_seqlen: int
@@ -59,7 +62,7 @@ class PackedBatch:
 
     @property
     def num_supervised(self) -> int:
-        return int((self.labels != IGNORE_INDEX).sum())
+        return len(self.supervised)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         moved: dict[str, Any] = {

@@ -19,9 +19,16 @@ from llava_train.config.schema import Config, StageConfig, ZeroConfig
 from llava_train.data.build import build_data
 from llava_train.data.plan import Draws, StagePlan, plan_stage, simulated
 from llava_train.data.sampler import ranks_fault
-from llava_train.family.onevision.cost import ModelDims
+from llava_train.family.onevision.cost import ModelDims, Recomputed
 from llava_train.family.onevision.geometry import make_geometry
-from llava_train.family.onevision.memory import RESERVED, activations, num_parameters, num_trained, states
+from llava_train.family.onevision.memory import (
+    RESERVED,
+    activations,
+    num_parameters,
+    num_trained,
+    recomputed_layers,
+    states,
+)
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.family.onevision.traffic import NODE, stage_traffic
 
@@ -57,7 +64,8 @@ def run(argv: list[str]) -> int:
         for name in names:
             stage = config.stages[name]
             draws = _draws(config, name, dims)
-            plan = plan_stage(draws, stage, name, dims, config.plan.world_size, config.run.seed, Path(plans))
+            ranks, memory = config.plan.world_size, GPUS[config.plan.gpu].memory
+            plan = plan_stage(draws, stage, name, dims, ranks, memory, config.run.seed, Path(plans))
             _print(console, config, name, plan, dims)
     return 0
 
@@ -107,6 +115,9 @@ def _overview(config: Config, stage: StageConfig, plan: StagePlan, dims: ModelDi
     yield "fill", f"{asked.fill:.3f} of {stage.pack.max_tokens:,} tokens, {asked.fill_tiles:.3f} of the tiles"
     yield "balance", f"{asked.balance(level):.3f} at ZeRO {level}; no packing of such steps exceeds {asked.bound:.3f}"
     yield "compute", f"{plan.flops:.2e} FLOPs without what gradient checkpointing computes again"
+    again = recomputed_layers(dims, stage, asked.world_size, gpu.memory)
+    of_all = f"{again.language} of {dims.layers} layers of the language model, {again.tower} of {dims.tower_layers}"
+    yield "run again", f"{of_all} of the tower (gradient_checkpointing={str(stage.gradient_checkpointing).lower()})"
     gpus = f"{asked.world_size} {config.plan.gpu}, each at {config.plan.mfu:g} of its bf16 peak while it does not wait"
     yield "time", f"{hours:,.3g} hours on {gpus}"
 
@@ -156,7 +167,8 @@ def _scaling(config: Config, stage: StageConfig, plan: StagePlan, dims: ModelDim
 
 def _memories(config: Config, stage: StageConfig, plan: StagePlan, dims: ModelDims) -> Table:
     gpu, ranks = GPUS[config.plan.gpu], config.plan.world_size
-    fullest, plain = (_activations(replace(stage, gradient_checkpointing=on), plan, dims) for on in (True, False))
+    ways = (recomputed_layers(dims, replace(stage, gradient_checkpointing=on), ranks, 0) for on in (True, False))
+    fullest, plain = (_activations(stage, plan, dims, recomputed) for recomputed in ways)
     title = f"memory of a rank of {ranks}, GB; estimated for the fullest pack, GPU with {gpu.memory / 1e9:.0f}"
     table = Table(title=title, title_justify="left")
     for column in ("", "states", "gathered", "with checkpointing", "without", "on the host"):
@@ -173,9 +185,9 @@ def _memories(config: Config, stage: StageConfig, plan: StagePlan, dims: ModelDi
     return table
 
 
-def _activations(stage: StageConfig, plan: StagePlan, dims: ModelDims) -> float:
+def _activations(stage: StageConfig, plan: StagePlan, dims: ModelDims, recomputed: Recomputed) -> float:
     asked = plan.asked
-    return float(activations(dims, stage, asked.tokens, asked.tiles, asked.supervised).max())
+    return float(activations(dims, stage, recomputed, asked.tokens, asked.tiles, asked.supervised).max())
 
 
 def _gb(size: float) -> str:
@@ -191,7 +203,9 @@ def _advice(config: Config, name: str, plan: StagePlan, dims: ModelDims) -> Iter
         more = round(stage.pack.max_tiles / asked.fill * 1.1)
         yield f"packs are full of tiles before they are full of tokens: set {key}.pack.max_tiles={more}"
     gpu = GPUS[config.plan.gpu]
-    needed = states(dims, stage, stage.zero, asked.world_size).gpu + _activations(stage, plan, dims) + RESERVED
+    recomputed = recomputed_layers(dims, stage, asked.world_size, gpu.memory)
+    held = states(dims, stage, stage.zero, asked.world_size).gpu
+    needed = held + _activations(stage, plan, dims, recomputed) + RESERVED
     if needed > gpu.memory:
         yield (
             f"a rank needs about {_gb(needed)} GB, and {config.plan.gpu} has {_gb(gpu.memory)}: "

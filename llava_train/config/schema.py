@@ -157,7 +157,7 @@ class StageConfig:
     pack: PackConfig
     precision: Precision
     zero: ZeroConfig
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["auto"]  # auto: of as few layers as the memory of a rank allows
     checkpoint: CheckpointConfig
     lora: dict[str, LoraConfig] = field(default_factory=dict)  # by part; its learning rate is the adapters' then
     load_in: Literal["none", "4bit", "8bit"] = "none"  # of the language model's frozen linear layers, by bitsandbytes

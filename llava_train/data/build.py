@@ -146,7 +146,7 @@ def build_data(
         _refuse(samples, data)
         return samples
 
-    cost = sample_cost(dims, stage, recompute=False)  # as if nothing were, so that packs stay when that changes
+    cost = sample_cost(dims, stage)  # as if nothing were, so that packs stay when that changes
 
     def steps(samples: Samples, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
         dataset = StepDataset(samples, draws, encoder, media, order, rank, world_size)

@@ -31,6 +31,7 @@ def collate(encoded: Sequence[EncodedSample], tiles: Sequence[np.ndarray], geome
     return PackedBatch(
         input_ids=_int64(np.concatenate([sample.input_ids for sample in encoded])),
         labels=_int64(labels),
+        supervised=_int64(np.flatnonzero(labels != IGNORE_INDEX)),
         position_ids=_int64(np.concatenate([np.arange(length) for length in lengths])),
         cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
         max_seqlen=max(lengths),

@@ -16,8 +16,9 @@ from llava_train.config.schema import StageConfig
 from llava_train.data.packing import PackSizes, SampleSizes
 from llava_train.data.sampler import Order, make_order
 from llava_train.data.simulate import KINDS, simulate
-from llava_train.family.onevision.cost import ModelDims, sample_cost
+from llava_train.family.onevision.cost import ModelDims, SampleCost, sample_cost
 from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.memory import recomputed_layers
 
 COMPARED = (8, 64, 128, 512)  # ranks, beside those asked for
 LONGEST = 3  # samples that are named
@@ -89,15 +90,26 @@ def simulated(num_samples: int, geometry: Geometry, stage: StageConfig) -> Draws
 
 
 def plan_stage(
-    draws: Draws, stage: StageConfig, name: str, dims: ModelDims, world_size: int, seed: int, folder: Path
+    draws: Draws,
+    stage: StageConfig,
+    name: str,
+    dims: ModelDims,
+    world_size: int,
+    memory: float,
+    seed: int,
+    folder: Path,
 ) -> StagePlan:
-    """`folder`: where plans of epochs are kept. Raises ConfigError where packs cannot be dealt to the ranks."""
+    """memory: bytes of a GPU. folder: where plans of epochs are kept.
+
+    Raises ConfigError where packs cannot be dealt to the ranks.
+    """
     sizes = draws.sizes
 
     def measured(stage: StageConfig, world_size: int) -> Packing:
-        measures = PackSizes.of(sizes, sample_cost(dims, stage, recompute=False))
+        measures = PackSizes.of(sizes, sample_cost(dims, stage))
         order = make_order(measures, stage, name, seed, world_size, folder)
-        return measure_packing(order, sizes, stage, dims, world_size)
+        cost = sample_cost(dims, stage, recomputed_layers(dims, stage, world_size, memory))
+        return measure_packing(order, sizes, stage, cost, world_size)
 
     asked = measured(stage, world_size)
     others = []
@@ -107,14 +119,16 @@ def plan_stage(
             others.append(asked if is_asked else measured(in_unit(stage, unit, ranks, sizes), ranks))
     by_epochs = math.ceil(stage.epochs * asked.num_steps)
     num_steps = min(n for n in (by_epochs, stage.max_steps) if n)
-    flops = sample_cost(dims, stage, recompute=False)(sizes.lengths, sizes.tiles, sizes.supervised).sum()
+    flops = sample_cost(dims, stage)(sizes.lengths, sizes.tiles, sizes.supervised).sum()
     longest = np.argsort(-sizes.lengths, kind="stable")[:LONGEST].tolist()
     return StagePlan(draws, asked, others, num_steps, float(flops) * num_steps / asked.num_steps, longest)
 
 
-def measure_packing(order: Order, sizes: SampleSizes, stage: StageConfig, dims: ModelDims, world_size: int) -> Packing:
+def measure_packing(
+    order: Order, sizes: SampleSizes, stage: StageConfig, cost_of: SampleCost, world_size: int
+) -> Packing:
     """Figures of `order` from its first epoch."""
-    cost = sample_cost(dims, stage, stage.gradient_checkpointing)(sizes.lengths, sizes.tiles, sizes.supervised)
+    cost = cost_of(sizes.lengths, sizes.tiles, sizes.supervised)
     num_steps = order.steps_per_epoch
     steps = np.unique(np.linspace(0, num_steps - 1, min(num_steps, STEPS)).astype(int))
     held: list[np.ndarray] = []  # of each step: tokens, tiles, labels of its packs [3, world_size * places]

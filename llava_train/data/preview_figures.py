@@ -123,7 +123,7 @@ def packs(found: Survey, stage: StageConfig, name: str, dims: ModelDims, seed: i
     tokens, tiles, supervised = (
         np.array([getattr(size, column) for size in found.sizes])[pool] for column in ("tokens", "tiles", "supervised")
     )
-    cost = sample_cost(dims, stage, recompute=False)(tokens, tiles, supervised)
+    cost = sample_cost(dims, stage)(tokens, tiles, supervised)
     with TemporaryDirectory() as folder:
         order = make_order(PackSizes(tokens, tiles, cost), stage, name, seed, 1, Path(folder))
         steps = [order.packs(step, 1)[0] for step in range(min(STEPS, order.steps_per_epoch))]

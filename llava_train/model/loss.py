@@ -2,49 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from llava_train.batch.packed import IGNORE_INDEX
+from llava_train.model.products import lacks_bf16, multiply
 
-ROWS_IN_FP32 = 2048  # logits upcast at a time: 2048 rows of 152,064 are 1.2 GB
+ROWS = 2048  # whose logits are held at a time: 2048 rows of 152,064 are 0.6 GB in bf16, and 1.2 GB in fp32
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def summed_cross_entropy(hidden: torch.Tensor, lm_head: nn.Module, labels: torch.Tensor) -> torch.Tensor:
-    """Sum over the supervised tokens of -log p(token), as fp32 scalar; 0 with a graph where nothing is supervised.
+def make_loss(lm_head: nn.Module) -> Loss:
+    """The sum of -log p(target), fp32 scalar, of hidden states [S, h] and the ids int64 [S] that follow them.
 
-    hidden [T, h] and labels int64 [T] lie under the same tokens; the shift is here: state t predicts label t + 1.
-    Worked case: labels [-100 -100 7 8 -100 9] take the states at 1, 2 and 4. lm_head runs once, on those rows only, so
-    every rank gathers it once whatever its batch.
+    It is 0, with a graph, where there are none. A plain head goes on to the loss itself, so that no logits outlive a
+    chunk of rows; it stays one call of `lm_head` whatever the batch, since at ZeRO-3 every rank gathers its weight
+    there. Of a head that another library has changed (adapters, weights elsewhere) logits are taken as they come.
     """
-    states = (labels[1:] != IGNORE_INDEX).nonzero().squeeze(1)
-    return _Summed.apply(lm_head(hidden[states]), labels[states + 1])  # type: ignore[no-untyped-call]
+    if type(lm_head) is nn.Linear and lm_head.bias is None and "forward" not in vars(lm_head):
+        lm_head.__class__ = Head  # the same layer, whose forward can do more
+    if isinstance(lm_head, Head):
+        return lambda states, targets: lm_head(states, targets)
+    return lambda states, targets: _Summed.apply(lm_head(states), None, targets)  # type: ignore[no-untyped-call]
+
+
+class Head(nn.Linear):
+    """A head without bias; asked for targets as well, it answers with their summed cross-entropy in place of logits."""
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        if targets is None:
+            return multiply(self, x)
+        weight = self.weight if torch.is_grad_enabled() else self.weight.detach()  # a Function asks its inputs alone
+        return _Summed.apply(x, weight, targets)  # type: ignore[no-untyped-call]
 
 
 class _Summed(torch.autograd.Function):
-    """The gradient is made in the forward, chunk by chunk, so that no chunk is upcast a second time.
+    """The gradient is made in the forward, chunk by chunk: logits are formed once, and none is kept.
 
-    logits [S, vocabulary], targets int64 [S] -> fp32 scalar. The gradient of a logit is its probability, less 1 for the
-    target; it is kept in the dtype of the logits.
+    states [S, h], weight [vocabulary, h], targets int64 [S] -> fp32 scalar; without a weight the states are the logits.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros((), device=logits.device)
-        grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(logits), ROWS_IN_FP32):
-            rows = slice(start, start + ROWS_IN_FP32)
-            wanted = targets[rows, None]
-            logs = logits[rows].log_softmax(-1, dtype=torch.float32)
-            total -= logs.gather(1, wanted).sum()
-            if grad is not None:
-                grad[rows] = logs.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
-        ctx.save_for_backward(grad)
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+        needs_states, needs_weight, _ = ctx.needs_input_grad
+        head = weight.float() if weight is not None and lacks_bf16(states) else weight
+        total = torch.zeros((), device=states.device)
+        to_states = torch.zeros_like(states) if needs_states else None
+        to_weight = torch.zeros_like(head) if head is not None and needs_weight else None
+        for start in range(0, len(states), ROWS):
+            rows = slice(start, start + ROWS)
+            inside = states[rows] if head is None else states[rows].to(head.dtype)
+            logits = inside if head is None else inside @ head.t()
+            value, grad = chunk_loss(logits, targets[rows])
+            total += value
+            if to_states is not None:
+                to_states[rows] = grad if head is None else grad @ head
+            if to_weight is not None:
+                to_weight.addmm_(grad.t(), inside)
+        ctx.save_for_backward(to_states, to_weight)
+        ctx.dtypes = states.dtype, None if weight is None else weight.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        (grad,) = ctx.saved_tensors
-        return grad * scale, None
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *(None if grad is None else grad.mul_(scale).to(dtype) for grad, dtype in pairs), None
+
+
+def chunk_loss(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy, fp32 scalar, and its gradient in the dtype of `logits` [S, vocabulary].
+
+    The gradient of a logit is its probability, less 1 for the target. Both are formed in fp32.
+    """
+    wanted = targets[:, None]
+    logs = logits.log_softmax(-1, dtype=torch.float32)
+    value = -logs.gather(1, wanted).sum()
+    grad = logs.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+    return value, grad.to(logits.dtype)

@@ -16,7 +16,7 @@ from llava_train.batch.packed import PackedBatch
 from llava_train.family.onevision.features import pack_features
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.attention import PACKED, TILES, AttentionChoice, Documents, choose_kernel, register
-from llava_train.model.loss import summed_cross_entropy
+from llava_train.model.loss import make_loss
 from llava_train.model.products import widen_products
 
 
@@ -25,6 +25,7 @@ class PackedForward(nn.Module):
 
     hf_model   its weights are trained in place; its attention is set to ours
     geometry   how visuals become tokens; must be the one the batches were made with
+    device     where batches are moved to; None: they are there
     """
 
     def __init__(
@@ -32,22 +33,34 @@ class PackedForward(nn.Module):
         hf_model: LlavaOnevisionForConditionalGeneration,
         geometry: Geometry,
         attention: AttentionChoice = "auto",
+        device: torch.device | None = None,
     ):
         super().__init__()
         register()
+        self.loss = make_loss(hf_model.lm_head)
         hf_model.set_attn_implementation({"text_config": PACKED, "vision_config": TILES})
         widen_products(hf_model)
         self.hf_model = hf_model
         self.geometry = geometry
         self.attention: AttentionChoice = attention
+        self.device = device
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Summed cross-entropy over the batch's supervised tokens, fp32 scalar, with a graph even if there are none."""
-        hidden = self.hidden_states(batch)
-        return summed_cross_entropy(hidden, self.hf_model.lm_head, batch.labels)
+        batch = self.placed(batch)
+        states = self.hidden_states(batch)[batch.supervised - 1]  # state t predicts label t + 1
+        return self.loss(states, batch.labels[batch.supervised])
+
+    def placed(self, batch: PackedBatch) -> PackedBatch:
+        """The batch on the device. ValueError, with the sample, where its placeholders are not those of its visuals.
+
+        They are looked at on the host, where the batch comes from: the GPU would make it wait.
+        """
+        _check_places(batch)
+        return batch if self.device is None else batch.to(self.device)
 
     def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
-        """Last hidden state [T, hidden] of the language model."""
+        """Last hidden state [T, hidden] of the language model, of a batch that is in its place."""
         embeddings = self.embed(batch)
         kernel = choose_kernel(self.attention, embeddings.device, embeddings.dtype)
         outputs = self.hf_model.model.language_model(
@@ -71,7 +84,6 @@ class PackedForward(nn.Module):
         if not batch.visuals:
             unused = features.sum() + newline.sum()
             return embeddings + 0.0 * unused.to(embeddings.dtype)
-        _check_places(batch)
         visual = pack_features(features, batch.visuals, self.geometry, newline)
         visual = visual + 0.0 * newline  # touched even where no layout of the batch has a newline
         return embeddings.index_copy(0, batch.visual_positions.to(embeddings.device), visual.to(embeddings.dtype))
@@ -111,6 +123,8 @@ def num_tower_layers(config) -> int:
 
 def _check_places(batch: PackedBatch) -> None:
     """ValueError with the sample where the placeholders of a visual are not one span of its length in one document."""
+    if not batch.visuals:
+        return
     sizes = torch.tensor([layout.num_tokens for layout in batch.visuals])
     if int(sizes.sum()) != len(batch.visual_positions):
         samples = ", ".join(batch.sample_ids)

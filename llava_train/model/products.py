@@ -29,13 +29,13 @@ def widen_products(module: nn.Module) -> None:
 
     A layer whose forward another library has replaced (accelerate, to fetch its weights) is left to it.
     """
-    kinds: dict[type[nn.Module], Callable[..., torch.Tensor]] = {nn.Linear: _linear, nn.Conv2d: _convolution}
+    kinds: dict[type[nn.Module], Callable[..., torch.Tensor]] = {nn.Linear: multiply, nn.Conv2d: _convolution}
     for layer in module.modules():
         if (forward := kinds.get(type(layer))) and "forward" not in vars(layer):
             layer.forward = partial(forward, layer)
 
 
-def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+def multiply(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     if not lacks_bf16(x):
         return linear(x, layer.weight, layer.bias)
     return _Widened.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]

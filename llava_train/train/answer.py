@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig
 
-from llava_train.batch.packed import IGNORE_INDEX, PackedBatch, VisualLayout
+from llava_train.batch.packed import PackedBatch, VisualLayout
 from llava_train.config.errors import ConfigError, DataError, Fault
 from llava_train.config.generate_rules import SAMPLING
 from llava_train.config.schema import GenerateModel, Precision
@@ -29,7 +29,6 @@ from llava_train.model.adapter import attach_adapter
 from llava_train.model.build import DTYPES, load_checkpoint
 from llava_train.model.generate import generate
 from llava_train.model.hf import PREPARATION_FILE, read_preparation
-from llava_train.model.loss import summed_cross_entropy
 from llava_train.model.onevision import PackedForward
 
 NO_LIMIT = 2**31  # prompts are refused by no length: the answer is what a user waits for
@@ -71,9 +70,7 @@ class Answerer:
         noted = adapter and (Path(adapter) / PREPARATION_FILE).is_file()
         preparation = read_preparation(adapter if noted else init, hf_model.config)
         self.tokenizer = loaded.tokenizer
-        self._device = device
-        self._forward = PackedForward(hf_model, preparation.geometry).eval()
-        self._lm_head = hf_model.lm_head
+        self._forward = PackedForward(hf_model, preparation.geometry, device=device).eval()
         config = hf_model.config
         name = chat_name(preparation.template)
         template = stage_template(name, "clean", preparation.tag_policy, self.tokenizer, "model.init")
@@ -131,11 +128,11 @@ class Answerer:
                 raise error
             assert batch
             with torch.no_grad():
-                hidden = self._forward.hidden_states(batch.to(self._device))
+                hidden = self._forward.hidden_states(self._forward.placed(batch))
                 for first, last in pairwise(batch.cu_seqlens.tolist()):
-                    labels = batch.labels[first:last]
-                    total = summed_cross_entropy(hidden[first:last], self._lm_head, labels.to(hidden.device))
-                    yield float(total), int((labels != IGNORE_INDEX).sum())
+                    places = batch.supervised[(batch.supervised >= first) & (batch.supervised < last)]
+                    targets = batch.labels[places].to(hidden.device)
+                    yield float(self._forward.loss(hidden[places - 1], targets)), len(places)
 
     def stream(
         self, sample: Sample, tell: Callable[[str], None], max_new_tokens: int, seed: int = 0, **sampling: Any
@@ -155,7 +152,7 @@ class Answerer:
     def _generate(self, batch: PackedBatch | None, max_new_tokens: int, **options: Any) -> list[str]:
         if batch is None:
             return []
-        ids = generate(self._forward, batch.to(self._device), max_new_tokens, self._ends, self._pad, **options)
+        ids = generate(self._forward, self._forward.placed(batch), max_new_tokens, self._ends, self._pad, **options)
         return [self._decode(answer) for answer in ids]
 
     def _decode(self, ids: list[int]) -> str:

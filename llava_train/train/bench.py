@@ -20,7 +20,7 @@ from llava_train.batch.packed import PackedBatch
 from llava_train.config.gpus import GPUS
 from llava_train.config.schema import BenchConfig, Config
 from llava_train.data.dataset import StepBatches
-from llava_train.family.onevision.cost import ModelDims, read_dims, sample_cost
+from llava_train.family.onevision.cost import ModelDims, Recomputed, read_dims, sample_cost
 from llava_train.model.build import DTYPES
 from llava_train.model.memory import peak_memory, restart_peak
 from llava_train.model.products import lacks_bf16
@@ -78,9 +78,9 @@ class Bench:
         counts = count(item, self._trainer.guard)
         return counts, train_step(self.engine, item.batches, counts, self.ranks)
 
-    def flops(self, batches: list[PackedBatch], recompute: bool) -> float:
-        """Of this rank's micro-batches; recompute: with what gradient checkpointing computes again."""
-        cost = sample_cost(self.dims, self.stage.settings, recompute)
+    def flops(self, batches: list[PackedBatch], recomputed: Recomputed) -> float:
+        """Of this rank's micro-batches, with what gradient checkpointing computes again."""
+        cost = sample_cost(self.dims, self.stage.settings, recomputed)
         lengths = np.concatenate([np.diff(batch.cu_seqlens.numpy()) for batch in batches])
         tiles, supervised = np.zeros_like(lengths), np.zeros_like(lengths)
         tiles[0] = sum(len(batch.pixel_values) for batch in batches)  # tiles and labels add up linearly
@@ -107,7 +107,9 @@ class Bench:
         seconds = self._now() - began
         peak = max(self.ranks.gather(self._peak()))
         stage, ranks = self.stage.settings, self.ranks.world_size
-        flops, executed = self.ranks.sum(self.flops(seen, False), self.flops(seen, stage.gradient_checkpointing))
+        flops, executed = self.ranks.sum(
+            *(self.flops(seen, again) for again in (Recomputed(), self._trainer.recomputed))
+        )
         products = product_speed(self.dims, seen, self._device, DTYPES[stage.precision])
         with self._clock() as parts:
             for item in items:

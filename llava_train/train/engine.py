@@ -109,7 +109,7 @@ class Engine:
         `num_supervised` counts the whole step over all ranks. DeepSpeed averages over ranks, hence the factor.
         """
         self._engine.set_gradient_accumulation_boundary(is_last)
-        loss_sum = self._engine(batch.to(self.ranks.device))
+        loss_sum = self._engine(batch)
         self._engine.backward(loss_sum * (self.ranks.world_size / num_supervised), scale_wrt_gas=False)
         return loss_sum.detach()
 
@@ -118,7 +118,7 @@ class Engine:
         """Gives the forward to a loss sum, fp32 scalar, without gradient or dropout; every rank calls it as often."""
         self._engine.eval()
         with torch.no_grad():
-            yield lambda batch: self._engine(batch.to(self.ranks.device))
+            yield self._engine
         self._engine.train()
 
     def gradient_norms(self, part_of: Mapping[str, str]) -> dict[str, float]:

@@ -25,7 +25,7 @@ import torch
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.errors import RunError
 from llava_train.config.schema import StageConfig
-from llava_train.family.onevision.cost import ModelDims
+from llava_train.family.onevision.cost import ModelDims, Recomputed
 from llava_train.family.onevision.memory import RESERVED, activations, states
 from llava_train.train.distributed import ATTEMPT, Ranks
 from llava_train.train.folders import write_whole
@@ -56,14 +56,25 @@ def with_lowered(settings: StageConfig, folder: Path) -> StageConfig:
         return settings
     pack, last = settings.pack, lowered[-1]
     budgets = {name: min(getattr(pack, name), last[name]) for name in ("max_tokens", "max_tiles")}
-    return replace(settings, pack=replace(pack, **budgets))
+    recomputes = bool(settings.gradient_checkpointing)  # auto would fill again what the smaller packs leave
+    return replace(settings, pack=replace(pack, **budgets), gradient_checkpointing=recomputes)
 
 
 class Fit:
     """Around the steps of a stage, as a context: where another rank lowers the budgets, this one starts anew too."""
 
-    def __init__(self, folder: Path, name: str, settings: StageConfig, dims: ModelDims, ranks: Ranks, enabled: bool):
-        self._folder, self._name, self._settings, self._dims = folder, name, settings, dims
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        settings: StageConfig,
+        dims: ModelDims,
+        recomputed: Recomputed,
+        ranks: Ranks,
+        enabled: bool,
+    ):
+        self._folder, self._name, self._settings = folder, name, settings
+        self._dims, self._recomputed = dims, recomputed
         self._ranks, self._enabled = ranks, enabled
         self._num_lowered = len(read_lowered(folder))
         self._left = threading.Event()
@@ -119,7 +130,7 @@ class Fit:
     def _problem(self, batch: PackedBatch, step: int) -> str:
         tokens, tiles = len(batch.input_ids), len(batch.pixel_values)
         sizes = (np.array([n]) for n in (tokens, tiles, batch.num_supervised))
-        pack = float(activations(self._dims, self._settings, *sizes)[0])
+        pack = float(activations(self._dims, self._settings, self._recomputed, *sizes)[0])
         held = states(self._dims, self._settings, self._settings.zero, self._ranks.world_size).gpu + RESERVED
         names = ", ".join(batch.sample_ids[:NAMED]) + (", ..." if len(batch.sample_ids) > NAMED else "")
         has = f"; the GPU has {_gb(_memory(self._ranks.device))}" if self._ranks.device.type == "cuda" else ""
@@ -131,7 +142,8 @@ class Fit:
 
     def _remedy(self, batch: PackedBatch) -> str:
         key, settings = f"stages.{self._name}", self._settings
-        checkpointing = "" if settings.gradient_checkpointing else f"{key}.gradient_checkpointing=true, "
+        recomputes_all = settings.gradient_checkpointing is True
+        checkpointing = "" if recomputes_all else f"{key}.gradient_checkpointing=true, "
         if len(batch.sample_ids) < 2:
             return f"no pack is smaller than a sample: set {checkpointing}a higher ZeRO level or {key}.max_length"
         lower = " ".join(f"{key}.pack.{name}={value}" for name, value in self._halved(batch).items())

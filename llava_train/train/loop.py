@@ -37,6 +37,7 @@ from llava_train.train.fit import Fit, PackTooLarge, read_lowered
 from llava_train.train.guard import Guard
 from llava_train.train.held_out import held_out_loss, is_spent, lowest
 from llava_train.train.metrics import Metrics, console
+from llava_train.train.recompute import choose_layers, recompute
 from llava_train.train.saver import Saver
 from llava_train.train.schedule import learning_rate_factor
 from llava_train.train.signals import Stopped, StopSignal
@@ -71,16 +72,16 @@ class Trainer:
         set_trainable(model, settings.learning_rate, settings.lora)
         self.parts = part_table(model, loaded.sources)
         groups = parameter_groups(model, settings.learning_rate, settings.optimizer.weight_decay)
-        module = PackedForward(model, geometry, config.model.attention)
+        module = PackedForward(model, geometry, config.model.attention, ranks.device)
         self._part_of = {f"hf_model.{n}": part_of(n) for n, p in model.named_parameters() if p.requires_grad}
         model.train()
-        if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+        dims = read_dims(model.config)
+        self.recomputed = choose_layers(dims, settings, ranks)
+        recompute(model, self.recomputed)
         self.engine = Engine(module, groups, settings, ranks)
         self.guard = Guard(ranks, config.train.max_wait)
         self.watchdog = Watchdog(stage.folder, ranks.rank, config.train.max_wait)
-        dims = read_dims(model.config)
-        self.fit = Fit(stage.folder, stage.name, settings, dims, ranks, config.train.fit)
+        self.fit = Fit(stage.folder, stage.name, settings, dims, self.recomputed, ranks, config.train.fit)
         self.saver = Saver(stage.folder, self.engine, settings.checkpoint, ranks)
         self.num_steps = total_steps(data.steps_per_epoch, settings.epochs, settings.max_steps)
         self.state = TrainState()

@@ -10,7 +10,7 @@ from llava_train.cli.main import main
 from llava_train.config.errors import ConfigError
 from llava_train.config.load import load
 from llava_train.data.plan import in_unit, measure_packing, plan_stage, simulated
-from llava_train.family.onevision.cost import KNOWN
+from llava_train.family.onevision.cost import KNOWN, sample_cost
 from llava_train.family.onevision.geometry import make_geometry
 
 
@@ -87,7 +87,7 @@ def test_hours_follow_from_gpus_and_balance(tmp_path):
     """By hand: all FLOPs over ranks, peak and balance."""
     stage, dims = load(["+recipe=ov_stage"]).stages["onevision"], KNOWN["Qwen/Qwen2-7B-Instruct"]
     draws = simulated(600, make_geometry(384, 14, stage.image), stage)
-    planned = plan_stage(draws, stage, "onevision", dims, 8, 0, tmp_path)
+    planned = plan_stage(draws, stage, "onevision", dims, 8, 80e9, 0, tmp_path)
     assert planned.num_steps == 3
     assert planned.hours(3, 1e14) == pytest.approx(planned.flops / 8 / 1e14 / planned.asked.every / 3600)
     assert planned.hours(3, 2e14) == planned.hours(3, 1e14) / 2
@@ -110,7 +110,7 @@ def test_balance_is_that_of_a_hand_made_order(tmp_path):
     sizes = draws.sizes
     sizes.tiles[:], sizes.supervised[:], sizes.visual[:] = 0, 0, 0
     sizes.lengths[:] = 4, 1, 2, 2
-    found = measure_packing(Order(), sizes, stage, dims, 2)
+    found = measure_packing(Order(), sizes, stage, sample_cost(dims, stage), 2)
     assert found.every == pytest.approx(4.5 / 6, rel=1e-4)
     assert found.once == pytest.approx(4.5 / 5, rel=1e-4)
     assert found.bound == pytest.approx(1.0)

@@ -49,6 +49,7 @@ def test_pack_of_three_documents_by_hand():
     assert batch.pixel_values[:, 0, 0, 0].tolist() == [10, 20, 30]
     assert batch.sample_ids == ("s/a", "s/b", "s/c")
     assert batch.num_supervised == 4
+    assert batch.supervised.tolist() == (batch.labels != -100).nonzero().squeeze(1).tolist()
     kinds = {name: value.dtype for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     assert kinds.pop("cu_seqlens") == torch.int32
     assert kinds.pop("pixel_values") == torch.uint8

@@ -12,8 +12,16 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, Sigl
 
 from llava_train.config.load import load
 from llava_train.config.schema import StageConfig, ZeroConfig
-from llava_train.family.onevision.cost import ATTENTION_BACKWARD, KNOWN, join_dims, sample_cost
-from llava_train.family.onevision.memory import activations, num_parameters, num_trained, states
+from llava_train.family.onevision.cost import ATTENTION_BACKWARD, KNOWN, Recomputed, join_dims, sample_cost
+from llava_train.family.onevision.memory import (
+    FILLED,
+    RESERVED,
+    activations,
+    num_parameters,
+    num_trained,
+    recomputed_layers,
+    states,
+)
 
 TEXT = Qwen2Config(
     hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
@@ -49,7 +57,7 @@ def test_language_model_and_head_cost_what_torch_counts(stage):
     """Eager attention computes all pairs, of which the causal half is counted here."""
     model, tokens = Qwen2ForCausalLM(TEXT), 20
     flops = counted(lambda: model(torch.zeros(1, tokens, dtype=torch.long)).logits)
-    cost = sample_cost(DIMS, stage, recompute=False)
+    cost = sample_cost(DIMS, stage)
     assert flops == cost.token * tokens + cost.label * tokens + 2 * cost.pair * tokens**2 * AS_MATRICES
 
 
@@ -57,7 +65,7 @@ def test_a_frozen_language_model_costs_no_gradient_of_its_weights(stage):
     model, tokens = Qwen2ForCausalLM(TEXT).requires_grad_(False), 20
     embeddings = torch.zeros(1, tokens, 48, requires_grad=True)
     flops = counted(lambda: model(inputs_embeds=embeddings).logits)
-    cost = sample_cost(DIMS, frozen(stage, "language_model"), recompute=False)
+    cost = sample_cost(DIMS, frozen(stage, "language_model"))
     assert flops == cost.token * tokens + cost.label * tokens + 2 * cost.pair * tokens**2 * AS_MATRICES
 
 
@@ -71,23 +79,25 @@ def test_tower_and_projector_cost_what_torch_counts(stage):
 
     attention = 4 * 2 * 32 * 16**2 * tiles  # all pairs of 16 patches in 2 layers, forward
     saved = attention * (1 + ATTENTION_BACKWARD - 3)
-    assert counted(run) == sample_cost(DIMS, stage, recompute=False).tile * tiles - saved
+    assert counted(run) == sample_cost(DIMS, stage).tile * tiles - saved
     tower.requires_grad_(False)
-    alone = sample_cost(DIMS, frozen(stage, "vision_tower", "language_model"), recompute=False)
+    alone = sample_cost(DIMS, frozen(stage, "vision_tower", "language_model"))
     assert counted(run) == alone.tile * tiles
 
 
 def test_recomputing_costs_one_forward_of_the_layers_that_need_gradients(stage):
-    once, twice = (sample_cost(SEVEN, stage, recompute) for recompute in (False, True))
+    every = recomputed_layers(SEVEN, stage, 8, 0)
+    once, twice = sample_cost(SEVEN, stage), sample_cost(SEVEN, stage, every)
     assert twice.token / once.token == 4 / 3
     assert twice.pair / once.pair == 4.5 / 3.5
     assert twice.label == once.label
+    assert sample_cost(SEVEN, stage, Recomputed(0, 14)).token / once.token == 3.5 / 3
     fixed = frozen(stage, "vision_tower")
-    assert sample_cost(SEVEN, fixed, True).tile == sample_cost(SEVEN, fixed, False).tile
+    assert recomputed_layers(SEVEN, fixed, 8, 0) == Recomputed(0, 28)
 
 
 def test_costs_of_documents_add_up_and_grow_with_their_square(stage):
-    cost = sample_cost(SEVEN, stage, recompute=False)
+    cost = sample_cost(SEVEN, stage)
     one, two, long = cost(np.array([100, 200, 10**5]), np.zeros(3, int), np.zeros(3, int))
     assert two == pytest.approx(2 * one + cost.pair * (200**2 - 2 * 100**2))
     assert long > 1000 * one
@@ -155,15 +165,36 @@ def test_activations_of_the_language_model_are_about_what_autograd_keeps(stage):
     embeddings = torch.zeros(1, tokens, 240, dtype=torch.bfloat16, requires_grad=True)
     kept = kept_by_autograd(model, lambda: model.model(inputs_embeds=embeddings).last_hidden_state)
     dims = join_dims(config, TOWER)
-    plain = replace(stage, gradient_checkpointing=False)
     none = np.array([0])
-    ours = activations(dims, plain, np.array([tokens]), none, none) - activations(dims, plain, none, none, none)
+    ours, nothing = (activations(dims, stage, Recomputed(), np.array([n]), none, none) for n in (tokens, 0))
+    ours = ours - nothing
     assert kept == pytest.approx(float(ours[0]), rel=0.05)
 
 
 def test_checkpointing_saves_memory_and_supervised_rows_need_some(stage):
     pack = (np.array([32768]), np.array([76]), np.array([0]))
-    on, off = (activations(SEVEN, replace(stage, gradient_checkpointing=x), *pack)[0] for x in (True, False))
+    every = recomputed_layers(SEVEN, stage, 8, 0)
+    on, off = (activations(SEVEN, stage, again, *pack)[0] for again in (every, Recomputed()))
     assert on < 0.2 * off
-    rows = activations(SEVEN, stage, np.array([32768]), np.array([76]), np.array([4096]))[0] - on
-    assert rows == 4096 * 152064 * 4 + 2048 * 152064 * 8
+    rows = activations(SEVEN, stage, every, np.array([32768]), np.array([76]), np.array([4096]))[0] - on
+    assert rows == 2048 * 152064 * 12 + 4096 * 3584 * 4, "logits of a chunk; states and their gradient of all"
+
+
+def test_auto_recomputes_as_few_layers_as_the_memory_allows(stage):
+    auto = replace(stage, gradient_checkpointing="auto")
+    pack = [np.array([n]) for n in (stage.pack.max_tokens, stage.pack.max_tiles, stage.pack.max_tokens)]
+
+    def held(again: Recomputed) -> float:
+        return states(SEVEN, auto, auto.zero, 64).gpu + RESERVED + float(activations(SEVEN, auto, again, *pack)[0])
+
+    found = [recomputed_layers(SEVEN, auto, 64, memory * 1e9) for memory in (0, 80, 120, 160, 200, 2000)]
+    assert found[0] == recomputed_layers(SEVEN, stage, 64, 0) == Recomputed(26, 28)
+    assert found[-1] == Recomputed()
+    costs = [sample_cost(SEVEN, auto, again) for again in found]
+    flops = [cost.token * stage.pack.max_tokens + cost.tile * stage.pack.max_tiles for cost in costs]
+    assert flops == sorted(flops, reverse=True)
+    assert len(set(found)) >= 5
+    for again, memory in zip(found[1:], (80, 120, 160, 200, 2000), strict=True):
+        assert held(again) <= FILLED * memory * 1e9
+        for part, num in vars(again).items():
+            assert not num or held(replace(again, **{part: num - 1})) > FILLED * memory * 1e9

@@ -10,9 +10,11 @@ import torch
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import LearningRates
+from llava_train.family.onevision.cost import Recomputed
 from llava_train.model.hf import checkpoint_geometry
 from llava_train.model.onevision import PackedForward
 from llava_train.model.trainable import set_trainable
+from llava_train.train.recompute import recompute
 
 ALL = LearningRates(1e-3, 1e-3, 1e-3)
 IMAGE = 259
@@ -39,6 +41,7 @@ def batch(*documents) -> PackedBatch:
     return PackedBatch(
         torch.tensor(ids),
         torch.tensor(labels),
+        (torch.tensor(labels) != -100).nonzero().squeeze(1),
         torch.tensor(positions),
         torch.tensor(bounds, dtype=torch.int32),
         max(stop - start for start, stop in pairwise(bounds)),
@@ -84,14 +87,20 @@ def test_one_tower_call_for_all_tiles_and_frames(forward):
     assert calls[1:] == [1]
 
 
-def test_gradient_checkpointing_changes_no_gradient(forward):
+@pytest.mark.parametrize("recomputed", [Recomputed(2, 2), Recomputed(1, 1), Recomputed(0, 1), Recomputed()])
+def test_recomputed_layers_run_twice_and_change_no_gradient(forward, recomputed):
     torch.manual_seed(0)
     one = batch(forward.geometry.image(30, 40), None)
     forward.train()
     plain = gradients(forward, one)
-    forward.hf_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert forward.hf_model.is_gradient_checkpointing
+    recompute(forward.hf_model, recomputed)
+    runs = [0, 0, 0, 0]
+    model = forward.hf_model.model
+    for i, layer in enumerate([*model.vision_tower.encoder.layers, *model.language_model.layers]):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
     torch.testing.assert_close(gradients(forward, one), plain)
+    assert [sum(runs[:2]) - 2, sum(runs[2:]) - 2] == [recomputed.tower, recomputed.language]
+    assert runs == sorted(runs[:2], reverse=True) + sorted(runs[2:], reverse=True), "the first layers"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,7 @@ def test_chosen_hidden_state_equals_that_of_transformers(forward):
 
 def test_nothing_supervised_is_a_zero_with_gradients(forward):
     one = batch(None)
-    found = gradients(forward, replace(one, labels=torch.full_like(one.labels, -100)))
+    found = gradients(forward, replace(one, supervised=one.supervised[:0]))
     assert all(gradient is not None and not gradient.any() for gradient in found.values())
 
 

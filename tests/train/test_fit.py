@@ -11,7 +11,7 @@ from test_step import ALONE, make_batch
 from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.config.errors import RunError
 from llava_train.config.load import load
-from llava_train.family.onevision.cost import read_dims
+from llava_train.family.onevision.cost import Recomputed, read_dims
 from llava_train.model.tiny import byte_tokenizer, tiny_config
 from llava_train.train.fit import Fit, PackTooLarge
 from llava_train.train.step import StepCounts, train_step
@@ -29,7 +29,8 @@ class Full:
 
 def make_fit(folder, *overrides, fit=False) -> Fit:
     settings = load(["+recipe=tiny", *overrides]).stages["onevision"]
-    return Fit(folder, "onevision", settings, read_dims(tiny_config(byte_tokenizer())), ALONE, fit)
+    dims = read_dims(tiny_config(byte_tokenizer()))
+    return Fit(folder, "onevision", settings, dims, Recomputed(), ALONE, fit)
 
 
 def pack_out_of_memory(*names):

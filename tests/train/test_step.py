@@ -23,7 +23,9 @@ def make_batch(labels: list[int], names: tuple[str, ...]) -> PackedBatch:
     empty = torch.zeros(0, dtype=torch.long)
     bounds = torch.tensor([0, len(labels)], dtype=torch.int32)
     pixels = torch.zeros(0, 3, 2, 2, dtype=torch.uint8)
-    return PackedBatch(ids, torch.tensor(labels), ids, bounds, len(labels), pixels, empty, (), names)
+    learned = torch.tensor(labels)
+    places = (learned != IGNORE_INDEX).nonzero().squeeze(1)
+    return PackedBatch(ids, learned, places, ids, bounds, len(labels), pixels, empty, (), names)
 
 
 class FixedLosses:

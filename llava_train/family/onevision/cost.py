@@ -80,20 +80,28 @@ class SampleCost:
         return self.tile * tiles + (self.token + self.pair * length) * length + self.label * supervised
 
 
-def sample_cost(dims: ModelDims, stage: StageConfig, recompute: bool) -> SampleCost:
-    """recompute: whether layers run forward again in the backward, as gradient checkpointing makes them.
+@dataclass(frozen=True)
+class Recomputed:
+    """How many layers run forward again in the backward, as gradient checkpointing makes them: the first ones."""
 
-    Worked case: everything trains without recomputing, so that a token takes 3 * 2 FLOPs per weight of its layers.
+    tower: int = 0
+    language: int = 0
+
+
+def sample_cost(dims: ModelDims, stage: StageConfig, recomputed: Recomputed = Recomputed()) -> SampleCost:
+    """FLOPs of a stage's samples, with those of layers that run forward again.
+
+    Worked case: everything trains and nothing is recomputed: a token takes 3 * 2 FLOPs per weight of its layers.
     """
     trains = {part: rate != "frozen" for part, rate in vars(stage.learning_rate).items()}
     whole = {part: trains[part] and part not in stage.lora for part in trains}
-    tower_again = int(recompute and trains["vision_tower"])
+    tower_again = recomputed.tower / dims.tower_layers
     tower = 1 + tower_again + int(trains["vision_tower"]) + int(whole["vision_tower"])
     tower_attention = 1 + tower_again + ATTENTION_BACKWARD * trains["vision_tower"]
     own = 1 + int(whole["projector"])
     projector = dims.tower_hidden * dims.hidden * (own + int(trains["vision_tower"]))
     projector += dims.hidden**2 * (own + int(trains["vision_tower"] or trains["projector"]))
-    again = int(recompute)
+    again = recomputed.language / dims.layers
     model = 2 + again + int(whole["language_model"])
     attention = 1 + again + ATTENTION_BACKWARD
 

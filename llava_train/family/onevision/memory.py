@@ -8,12 +8,12 @@ layers, with attention that keeps no scores. An estimate: it has been compared w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llava_train.config.schema import StageConfig, ZeroConfig
-from llava_train.family.onevision.cost import ModelDims
+from llava_train.family.onevision.cost import ModelDims, Recomputed, sample_cost
 
 GRADIENT = 4  # bytes of a trained weight's gradient, which is accumulated in fp32
 MOMENTS = 8  # bytes of AdamW's two moments of a trained weight, fp32
@@ -22,7 +22,8 @@ WEIGHT = {"none": 0.0, "8bit": 1.0, "4bit": 0.53}  # bytes of a quantised weight
 LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered at the most, as train/engine.py sets it
 BUCKET = 200_000_000  # gradients on their way between ranks at ZeRO 2 and 3, likewise; there are two
 RESERVED = 2e9  # bytes of the CUDA context, of the libraries and of what the allocator cannot use; a guess
-ROWS_IN_FP32 = 2048  # of logits at a time, as in model/loss.py
+ROWS = 2048  # of logits at a time, as in model/loss.py
+FILLED = 0.92  # share of a memory that gradient_checkpointing=auto plans to fill; a guess
 
 
 def num_parameters(dims: ModelDims) -> dict[str, int]:
@@ -99,12 +100,48 @@ def states(dims: ModelDims, stage: StageConfig, zero: ZeroConfig, world_size: in
     return States(weights, gradients, optimizer, gathered, host)
 
 
+def recomputed_layers(dims: ModelDims, stage: StageConfig, world_size: int, memory: float) -> Recomputed:
+    """Which layers of a stage run forward again: all, none, or under `auto` as few as a rank's `memory`, bytes, allows.
+
+    `auto` counts on a pack of the whole budget, or of one sample of max_length where that is longer. It spares first
+    the layers, of tower or language model, that cost the most FLOPs for the bytes they would keep.
+    """
+    every = Recomputed(dims.tower_layers if stage.learning_rate.vision_tower != "frozen" else 0, dims.layers)
+    if stage.gradient_checkpointing != "auto":
+        return every if stage.gradient_checkpointing else Recomputed()
+    tokens, tiles = max(stage.pack.max_tokens, stage.max_length), stage.pack.max_tiles
+
+    def held(recomputed: Recomputed) -> float:
+        pack = activations(dims, stage, recomputed, *(np.array([n]) for n in (tokens, tiles, tokens)))
+        return states(dims, stage, stage.zero, world_size).gpu + RESERVED + float(pack[0])
+
+    def flops(recomputed: Recomputed) -> float:
+        cost = sample_cost(dims, stage, recomputed)
+        return cost.token * tokens + cost.tile * tiles
+
+    def gain(part: str) -> float:
+        spared = replace(every, **{part: 0})
+        return (flops(every) - flops(spared)) / (held(spared) - held(every))
+
+    chosen = every
+    for part in sorted((part for part, num in vars(every).items() if num), key=gain, reverse=True):
+        fewer = (replace(chosen, **{part: num}) for num in range(vars(every)[part]))
+        chosen = next((found for found in fewer if held(found) <= FILLED * memory), chosen)
+    return chosen
+
+
 def activations(
-    dims: ModelDims, stage: StageConfig, tokens: np.ndarray, tiles: np.ndarray, supervised: np.ndarray
+    dims: ModelDims,
+    stage: StageConfig,
+    recomputed: Recomputed,
+    tokens: np.ndarray,
+    tiles: np.ndarray,
+    supervised: np.ndarray,
 ) -> np.ndarray:
     """Bytes that a forward and its backward hold at their fullest, float64 [packs], from integers [packs].
 
-    With gradient checkpointing every layer keeps its input, and one layer at a time all that is inside of it.
+    A layer that runs forward again keeps its input, and all that is inside of it when its turn comes: in the backward,
+    when those above it, which ran it once, are done.
     """
     element = 2 if stage.precision == "bf16" else 4
     d, m, h = dims.tower_hidden, dims.tower_intermediate, dims.hidden
@@ -114,12 +151,15 @@ def activations(
     tower_inside = element * (8 * d + 2 * m)
     trains = {part: rate != "frozen" for part, rate in vars(stage.learning_rate).items()}
 
-    def kept(num_layers: int, inside: float, hidden: int) -> float:
-        return inside + num_layers * hidden * element if stage.gradient_checkpointing else num_layers * inside
+    def kept(num_layers: int, again: int, inside: float, hidden: int) -> float:
+        return max(1, num_layers - again) * inside + again * hidden * element
 
-    of_token = kept(dims.layers, inside, h) + 2 * h * element  # with the embeddings, before and after the features
-    of_patch = kept(dims.tower_layers, tower_inside, d) if trains["vision_tower"] else tower_inside
+    of_token = kept(dims.layers, recomputed.language, inside, h)
+    of_token += 2 * h * element  # the embeddings, before and after the features
+    trained_tower = kept(dims.tower_layers, recomputed.tower, tower_inside, d)
+    of_patch = trained_tower if trains["vision_tower"] else tower_inside
     of_patch += (d + 3 * h) * element if trains["projector"] or trains["vision_tower"] else (d + 2 * h) * element
-    logits = 2 * element * supervised * dims.vocab  # with their gradient
-    chunk = 2 * 4 * np.minimum(supervised, ROWS_IN_FP32) * dims.vocab
-    return np.asarray(of_token * tokens + of_patch * dims.patches * np.maximum(tiles, 1) + logits + chunk, np.float64)
+    logits = (2 * element + 2 * 4) * np.minimum(supervised, ROWS) * dims.vocab  # with their gradient, and both in fp32
+    head = element * dims.head if trains["language_model"] and "language_model" not in stage.lora else 0  # its gradient
+    held = of_token * tokens + of_patch * dims.patches * np.maximum(tiles, 1) + 2 * h * element * supervised
+    return np.asarray(held + logits + head, np.float64)
