@@ -71,6 +71,7 @@ def register() -> None:
     AttentionInterface.register(TILES, tile_attention)
 
 
+@torch.compiler.disable  # it goes by document on a CPU, and calls kernels that need no compiling on a GPU
 def packed_attention(
     _module: torch.nn.Module,
     query: torch.Tensor,  # [1, heads, T, head_dim]
@@ -150,6 +151,7 @@ def _blocked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale:
     return blocked_attention(rows, key.flatten(0, 1), value.flatten(0, 1), scale).reshape(query.shape)
 
 
+@torch.compiler.disable
 def tile_attention(
     _module: torch.nn.Module,
     query: torch.Tensor,  # [N, heads, patches, head_dim]

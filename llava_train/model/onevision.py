@@ -26,6 +26,7 @@ class PackedForward(nn.Module):
     hf_model   its weights are trained in place; its attention is set to ours
     geometry   how visuals become tokens; must be the one the batches were made with
     device     where batches are moved to; None: they are there
+    compiled   whether the loss is compiled
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class PackedForward(nn.Module):
         geometry: Geometry,
         attention: AttentionChoice = "auto",
         device: torch.device | None = None,
+        compiled: bool = False,
     ):
         super().__init__()
         register()
-        self.loss = make_loss(hf_model.lm_head)
+        self.loss = make_loss(hf_model.lm_head, compiled)
         hf_model.set_attn_implementation({"text_config": PACKED, "vision_config": TILES})
         widen_products(hf_model)
         self.hf_model = hf_model

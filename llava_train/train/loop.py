@@ -36,8 +36,8 @@ from llava_train.train.export import export_adapter, export_checkpoint, report_t
 from llava_train.train.fit import Fit, PackTooLarge, read_lowered
 from llava_train.train.guard import Guard
 from llava_train.train.held_out import held_out_loss, is_spent, lowest
+from llava_train.train.layers import choose_layers, set_layers
 from llava_train.train.metrics import Metrics, console
-from llava_train.train.recompute import choose_layers, recompute
 from llava_train.train.saver import Saver
 from llava_train.train.schedule import learning_rate_factor
 from llava_train.train.signals import Stopped, StopSignal
@@ -72,12 +72,12 @@ class Trainer:
         set_trainable(model, settings.learning_rate, settings.lora)
         self.parts = part_table(model, loaded.sources)
         groups = parameter_groups(model, settings.learning_rate, settings.optimizer.weight_decay)
-        module = PackedForward(model, geometry, config.model.attention, ranks.device)
+        module = PackedForward(model, geometry, config.model.attention, ranks.device, config.model.compile)
         self._part_of = {f"hf_model.{n}": part_of(n) for n, p in model.named_parameters() if p.requires_grad}
         model.train()
         dims = read_dims(model.config)
         self.recomputed = choose_layers(dims, settings, ranks)
-        recompute(model, self.recomputed)
+        set_layers(model, self.recomputed, config.model.compile)
         self.engine = Engine(module, groups, settings, ranks)
         self.guard = Guard(ranks, config.train.max_wait)
         self.watchdog = Watchdog(stage.folder, ranks.rank, config.train.max_wait)

@@ -14,7 +14,7 @@ from llava_train.family.onevision.cost import Recomputed
 from llava_train.model.hf import checkpoint_geometry
 from llava_train.model.onevision import PackedForward
 from llava_train.model.trainable import set_trainable
-from llava_train.train.recompute import recompute
+from llava_train.train.layers import set_layers
 
 ALL = LearningRates(1e-3, 1e-3, 1e-3)
 IMAGE = 259
@@ -93,7 +93,7 @@ def test_recomputed_layers_run_twice_and_change_no_gradient(forward, recomputed)
     one = batch(forward.geometry.image(30, 40), None)
     forward.train()
     plain = gradients(forward, one)
-    recompute(forward.hf_model, recomputed)
+    set_layers(forward.hf_model, recomputed)
     runs = [0, 0, 0, 0]
     model = forward.hf_model.model
     for i, layer in enumerate([*model.vision_tower.encoder.layers, *model.language_model.layers]):

@@ -1,0 +1,72 @@
+"""How the layers of tower and language model run: which of them twice, and whether compiled.
+
+Enters: a stage's settings and the ranks. Leaves: how many layers run forward again in the backward, the same on every
+rank, since at ZeRO 3 they gather these layers' weights together; and a model set to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from llava_train.config.schema import StageConfig
+from llava_train.family.onevision.cost import ModelDims, Recomputed
+from llava_train.family.onevision.memory import recomputed_layers
+from llava_train.model.memory import available_memory
+from llava_train.train.distributed import Ranks
+
+
+def choose_layers(dims: ModelDims, settings: StageConfig, ranks: Ranks) -> Recomputed:
+    """Under gradient_checkpointing=auto by the smallest GPU, or by a rank's share of what the host has left."""
+    memory = 0.0
+    if settings.gradient_checkpointing == "auto":
+        memory = min(ranks.gather(_memory(ranks)))
+    return recomputed_layers(dims, settings, ranks.world_size, memory)
+
+
+def _memory(ranks: Ranks) -> float:
+    if ranks.device.type == "cuda":
+        return torch.cuda.get_device_properties(ranks.device).total_memory
+    return available_memory() / ranks.world_size
+
+
+def set_layers(
+    hf_model: LlavaOnevisionForConditionalGeneration, recomputed: Recomputed, compiled: bool = False
+) -> None:
+    """Lets the first layers run forward again, and the others keep what they need; compiled: by torch.compile.
+
+    The first, since in the backward their turn comes when what the others kept is gone. Lengths are dynamic: one graph
+    serves all packs, which need no padding to sizes of their own.
+    """
+    if recomputed.tower or recomputed.language:
+        hf_model.activation_checkpointing_enable({"use_reentrant": False})
+    model: Any = hf_model.model
+    for layers, again in (
+        (model.vision_tower.encoder.layers, recomputed.tower),
+        (model.language_model.layers, recomputed.language),
+    ):
+        for number, layer in enumerate(layers):
+            layer.gradient_checkpointing = number < again
+            if compiled and layer.gradient_checkpointing:
+                layer._gradient_checkpointing_func = _checkpoint_compiled
+            elif compiled:
+                layer.compile(dynamic=True)
+
+
+def _checkpoint_compiled(run: Callable[..., Any], *given: Any) -> Any:
+    """transformers hands over a layer's forward. What is compiled must lie inside: around attention, which is not, a
+    compiled layer would fall back to an eager one."""
+    assert isinstance(run, partial)
+    compiled = partial(_compile(run.func), *run.args, **run.keywords)
+    return checkpoint(compiled, *given, use_reentrant=False)
+
+
+@lru_cache
+def _compile(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Once for all layers of a kind."""
+    return torch.compile(forward, dynamic=True)

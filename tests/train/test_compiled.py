@@ -1,0 +1,81 @@
+"""torch.compile of layers and loss: the same loss and gradients, and one set of graphs for packs of all sizes."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
+
+from llava_train.batch.packed import PackedBatch
+from llava_train.config.errors import ConfigError
+from llava_train.config.load import load
+from llava_train.family.onevision.cost import Recomputed
+from llava_train.model.hf import checkpoint_geometry
+from llava_train.model.onevision import PackedForward
+from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
+from llava_train.train.layers import _compile, set_layers
+
+
+def pack(num_documents: int, length: int) -> PackedBatch:
+    ids = torch.randint(0, 200, (num_documents * length,))
+    learned = (torch.arange(len(ids)) % length).nonzero().squeeze(1)
+    labels = torch.full_like(ids, -100).index_copy(0, learned, ids[learned])
+    bounds = torch.arange(0, len(ids) + 1, length, dtype=torch.int32)
+    pixels, nothing = torch.zeros(0, 3, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
+    positions = torch.arange(length).repeat(num_documents)
+    names = tuple(f"a/{i}" for i in range(num_documents))
+    return PackedBatch(ids, labels, learned, positions, bounds, length, pixels, nothing, (), names)
+
+
+def outcome(forward: PackedForward, batch: PackedBatch) -> dict[str, torch.Tensor]:
+    forward.zero_grad()
+    loss = forward(batch)
+    loss.backward()
+    trained = {name: parameter.grad for name, parameter in forward.named_parameters() if parameter.grad is not None}
+    return {"loss": loss.detach()} | trained
+
+
+@pytest.fixture
+def fresh():
+    """Nothing compiled before, nothing left behind."""
+    torch._dynamo.reset()
+    counters.clear()
+    _compile.cache_clear()
+    yield
+    torch._dynamo.reset()
+    _compile.cache_clear()
+
+
+@pytest.mark.parametrize("recomputed", [Recomputed(), Recomputed(1, 1)], ids=["kept", "half recomputed"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_layers_give_the_same_whatever_the_size(fresh, monkeypatch, backend, recomputed):
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    packs = [pack(3, 7), pack(2, 20), pack(5, 33), pack(1, 10), pack(2, 64)]
+    plain, compiled = (tiny_model(tiny_config(byte_tokenizer())).train() for _ in range(2))
+    set_layers(compiled, recomputed, compiled=True)
+    ours = PackedForward(compiled, checkpoint_geometry(compiled.config), compiled=True)
+    theirs = PackedForward(plain, checkpoint_geometry(plain.config))
+    graphs = []
+    for one in packs:
+        torch.testing.assert_close(outcome(ours, one), outcome(theirs, one), atol=1e-4, rtol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[-1] == graphs[2], "none is compiled anew for sizes that differ"
+
+
+def test_compiled_recomputed_layers_are_compiled(fresh, monkeypatch):
+    """Where the layer around the checkpoint were compiled in its place, nothing would be."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = tiny_model(tiny_config(byte_tokenizer())).train()
+    set_layers(model, Recomputed(2, 2), compiled=True)
+    outcome(PackedForward(model, checkpoint_geometry(model.config)), pack(2, 5))
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_compiling_at_zero_3_is_refused():
+    words = ["+recipe=tiny", "model.compile=true"]
+    assert load([*words, "stages.projector.zero.level=2", "stages.onevision.zero.level=2"]).model.compile
+    with pytest.raises(ConfigError, match=r"model\.compile.*zero\.level=3"):
+        load([*words, "stages.onevision.zero.level=3"])
