@@ -24,6 +24,8 @@ DATA = SimpleNamespace(steps_per_epoch=1, num_samples_by_source={}, refused=[], 
 
 def make_model(folder: Path, layers: int) -> int:
     """Returns its bytes, in bf16."""
+    from make_bench import random_weights
+
     from llava_train.config.schema import VideoConfig
     from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_support, write_weights
     from llava_train.model.tiny import byte_tokenizer, tiny_config
@@ -41,7 +43,7 @@ def make_model(folder: Path, layers: int) -> int:
         Preparation(checkpoint_geometry(config), "qwen", "front", VideoConfig(1.0, 4)),
         torch.bfloat16,
     )
-    write_weights(folder, specs, ((name, torch.randn(spec.shape).bfloat16() * 0.02) for name, spec in specs.items()))
+    write_weights(folder, specs, random_weights(specs))
     return sum(spec.num_bytes for spec in specs.values())
 
 

@@ -46,15 +46,32 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # of a loss, relative to ours
 
 @dataclass(frozen=True)
 class Case:
-    """threads: of each process. samples: of a step."""
+    """threads: of each process. samples: of a step. size, mix: of the model and its samples, as in make_bench.py."""
 
     precision: str = "fp32"
     threads: int = 1
     samples: int = 4
+    size: str = "small"
+    mix: bool = False
+    device: str = "cpu"
+    recompute: bool = False  # by the plain loops, in all layers
     contenders: tuple[str, ...] = ("ours", "padded", "single", "supervised", "trl", "ms-swift")
     recipe: tuple[str, ...] = ()
 
 
+LARGE_PACKS = ("stages.bench.pack.max_tokens=32768", "stages.bench.pack.max_tiles=256", "stages.bench.max_length=32768",
+               "stages.bench.video.max_frames=32")  # fmt: skip
+FROZEN = ("stages.bench.learning_rate.vision_tower=frozen", "stages.bench.learning_rate.projector=frozen")
+GPU = Case(
+    "bf16",
+    threads=8,
+    samples=64,
+    mix=True,
+    device="cuda",
+    recompute=True,
+    contenders=("ours", "single", "supervised"),
+    recipe=(*LARGE_PACKS, "stages.bench.gradient_checkpointing=auto", "model.compile=true"),
+)
 CASES = {
     "fp32": Case(),
     "bf16": Case("bf16"),
@@ -62,6 +79,14 @@ CASES = {
     "bf16_two_threads": Case("bf16", threads=2),
     "two_ranks": Case(samples=32, contenders=("ours", "ours, 2 ranks")),
     "two_ranks_bf16": Case("bf16", samples=32, contenders=("ours", "ours, 2 ranks")),
+    "mix": Case(mix=True, samples=8, contenders=("ours", "single", "supervised"), recipe=LARGE_PACKS),
+    "gpu_0_5b": replace(GPU, size="0_5b"),
+    "gpu_7b_lora": replace(
+        GPU,
+        size="7b",
+        contenders=("ours",),
+        recipe=(*GPU.recipe, "+stages.bench.lora={language_model: {rank: 64, alpha: 128}}", *FROZEN),
+    ),
 }
 LABELS = {
     "ours": "llava_train",
@@ -115,24 +140,30 @@ def write_steps(words: list[str], folder: Path) -> None:
     what = (config.data, stage, "bench", tokenizer, geometry, dims, config.run.seed, 0, 1, index_folder(config))
     steps = []
     for item in build_data(*what).step_batches(0, NUM_STEPS):
-        samples: list[dict[str, torch.Tensor]] = []
+        samples: list[dict[str, Any]] = []
         for batch in item.batches:
             visuals, tiles = iter(batch.visuals), iter(batch.pixel_values)
             inside = torch.bucketize(batch.visual_positions, batch.cu_seqlens, right=True) - 1
             for number, (start, stop) in enumerate(zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)):
-                sample = {"input_ids": batch.input_ids[start:stop], "labels": batch.labels[start:stop]}
-                if (inside == number).any():
+                sample: dict[str, Any] = {"images": [], "videos": [], "sizes": []}
+                sample |= {name: getattr(batch, name)[start:stop].clone() for name in ("input_ids", "labels")}
+                tokens = int((inside == number).sum())
+                while tokens:
                     layout = next(visuals)
-                    sample["pixels"] = torch.stack([next(tiles) for _ in range(layout.num_tiles)])
-                    sample["image_size"] = torch.tensor([layout.height, layout.width])
-                samples.append({name: tensor.clone() for name, tensor in sample.items()})
+                    tokens -= layout.num_tokens
+                    kind = "videos" if layout.kind == "video" else "images"
+                    sample[kind].append(torch.stack([next(tiles) for _ in range(layout.num_tiles)]))
+                    if kind == "images":
+                        sample["sizes"].append([layout.height, layout.width])
+                samples.append(sample)
         steps.append(samples)
     torch.save(steps, folder / "steps.pt")
 
 
 def start(name: str, case: Case, words: list[str], folder: Path, venvs: Path | None) -> Contender | str:
     """The contender, or why it is not there."""
-    told = {"folder": str(folder), "precision": case.precision, "way": name, "recipe": words, "steps": NUM_STEPS}
+    told = {"folder": str(folder), "way": name, "recipe": words, "steps": NUM_STEPS}
+    told |= {key: getattr(case, key) for key in ("precision", "device", "recompute")}
     script = {"trl": "trl_sft.py", "ms-swift": "swift_sft.py"}.get(name, "plain.py")
     script, python, ranks = ("ours.py" if name.startswith("ours") else script), sys.executable, 1
     if name in PEERS:
@@ -142,7 +173,7 @@ def start(name: str, case: Case, words: list[str], folder: Path, venvs: Path | N
     if name == "ours, 2 ranks":
         ranks = 2
     environ = os.environ | {"OMP_NUM_THREADS": str(case.threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    environ |= {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    environ |= {"TOKENIZERS_PARALLELISM": "false"} | ({"CUDA_VISIBLE_DEVICES": ""} if case.device == "cpu" else {})
     processes = []
     for rank in range(ranks):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
@@ -230,23 +261,24 @@ def install(venvs: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, action="append", help="all by default")
+    parser.add_argument("--case", choices=CASES, action="append", help="all of a CPU by default")
     parser.add_argument("--only", nargs="+", choices=[*LABELS, "ours, 2 ranks"], help="of a case's contenders")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=5, help="of a contender in a round")
     parser.add_argument("--venvs", type=Path, help="where the peers' environments are")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the bench model and samples")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="that models and samples are made in, each once")
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     parser.add_argument("--install", action="store_true", help="make the peers' environments, and end")
     options = parser.parse_args()
     if options.install:
         install(options.venvs)
         return
-    folder, results = make_bench(options.folder), {}
+    results: dict[str, Any] = {}
     packages = {name: version(name) for name in ("torch", "transformers", "deepspeed")}
     results["machine"] = {"cpu": platform.processor() or platform.machine(), **packages}
-    for name in options.case or CASES:
+    for name in options.case or [name for name, case in CASES.items() if case.device == "cpu"]:
         case = CASES[name]
+        folder = make_bench(options.folder / f"{case.size}{'_mix' if case.mix else ''}", case.size, case.mix)
         if options.only:
             case = replace(case, contenders=tuple(one for one in case.contenders if one in options.only))
         results[name] = compare(case, folder, options.venvs, options.rounds, options.steps)

@@ -37,19 +37,22 @@ def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor], way: str, su
 def main() -> None:
     told = settings()
     turns = Turns()
-    way, bf16 = told["way"], told["precision"] == "bf16"
+    way, bf16, device = told["way"], told["precision"] == "bf16", told["device"]
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(f"{told['folder']}/model", dtype=torch.float32)
-    model.train()
+    model.to(device).train()
+    if told["recompute"]:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     steps = []
     for samples in read_steps(told["folder"]):
         micro = [samples] if way == "padded" else [[sample] for sample in samples]
-        steps.append(([hf_batch(m, torch.float32) for m in micro], num_supervised(samples), num_tokens(samples)))
+        batches = [hf_batch(one, torch.float32, device) for one in micro]
+        steps.append((batches, num_supervised(samples), num_tokens(samples)))
     turns.wait()
     for batches, supervised, tokens in endless(steps):
         total = 0.0
         for batch in batches:
-            with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+            with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
                 loss = loss_of(model, batch, way, supervised)
             loss.backward()
             total += float(loss.detach())

@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
-Sample = dict[str, torch.Tensor]  # input_ids, labels int64 [L]; with an image pixels uint8 [N, 3, S, S], image_size [2]
+# input_ids, labels int64 [L]; images, videos: of each its tiles or frames uint8 [N, 3, S, S]; sizes: height, width of
+# each image
+Sample = dict[str, Any]
 LEARNING_RATE = 1e-4
 IGNORE_INDEX = -100
 
@@ -50,12 +52,16 @@ class Turns:
 
 
 def clocks() -> tuple[float, float]:
-    """Seconds by the clock, and of the processors that this process has used."""
+    """Seconds by the clock, when a GPU is done, and of the processors that this process has used."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at the most."""
+    """Bytes that this process held at the most, of a GPU where it uses one."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
@@ -81,7 +87,7 @@ def num_supervised(samples: list[Sample]) -> int:
     return sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples)
 
 
-def hf_batch(samples: list[Sample], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def hf_batch(samples: list[Sample], dtype: torch.dtype, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Padded on the right, as transformers' LlavaOnevision takes it; tiles padded to the most of an image."""
     pad = torch.nn.utils.rnn.pad_sequence
     ids = [sample["input_ids"] for sample in samples]
@@ -90,9 +96,11 @@ def hf_batch(samples: list[Sample], dtype: torch.dtype) -> dict[str, torch.Tenso
         "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
         "labels": pad([sample["labels"] for sample in samples], batch_first=True, padding_value=IGNORE_INDEX),
     }
-    images = [sample for sample in samples if "pixels" in sample]
-    if images:
-        pixels = [((sample["pixels"].float() / 255 - 0.5) / 0.5).to(dtype) for sample in images]
-        batch["pixel_values"] = pad(pixels, batch_first=True)
-        batch["image_sizes"] = torch.stack([sample["image_size"] for sample in images])
-    return batch
+    for kind, name in (("images", "pixel_values"), ("videos", "pixel_values_videos")):
+        pixels = [((one.float() / 255 - 0.5) / 0.5).to(dtype) for sample in samples for one in sample[kind]]
+        if pixels:
+            batch[name] = pad(pixels, batch_first=True)
+    if "pixel_values" in batch:
+        batch["image_sizes"] = torch.tensor([size for sample in samples for size in sample["sizes"]])
+        batch["batch_num_images"] = torch.tensor([len(sample["images"]) for sample in samples])
+    return {name: tensor.to(device) for name, tensor in batch.items()}
