@@ -19,8 +19,8 @@ from torch.distributed.distributed_c10d import AllgatherOptions
 
 from llava_train.config.errors import LostRankError, RunError
 
-# The original waits a year for a lost rank; half an hour is longer than any step and short enough to be noticed.
-TIMEOUT = timedelta(minutes=30)
+# Of one collective of NCCL or gloo, which ranks enter together: who comes late to a step is named before (`Guard`).
+TIMEOUT = timedelta(minutes=10)
 # The others wait while rank 0 indexes, exports or writes a report. A lost rank still shows at once, as a closed socket.
 LONG_TIMEOUT = timedelta(days=7)
 ATTEMPT = "LLAVA_TRAIN_ATTEMPT"  # how often the ranks were started anew by themselves
@@ -51,9 +51,9 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier(group=self.group)
 
-    def sum(self, *values: float) -> list[float]:
-        """Each value summed over all ranks, in float64 so that token counts stay exact."""
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+    def sum(self, *values: float | torch.Tensor) -> list[float]:
+        """Each value, or scalar tensor, summed over all ranks, in float64 so that token counts stay exact."""
+        tensor = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor.tolist()

@@ -78,8 +78,8 @@ def train_step(
             raise PackTooLarge(batch) from error
     part_norms = engine.gradient_norms(part_of) if part_of else {}
     grad_norm = engine.step()
-    losses = torch.stack(sums).double().cpu()
-    total, num_bad = ranks.sum(float(losses.sum()), float((~losses.isfinite()).sum()))
+    losses = torch.stack(sums).double()
+    total, num_bad = ranks.sum(losses.sum(), (~losses.isfinite()).sum())  # read from a GPU once a step, as the norm is
     if num_bad:
         bad = [
             sample

@@ -123,6 +123,25 @@ def test_chosen_hidden_state_equals_that_of_transformers(forward):
             torch.testing.assert_close(forward.tower_features(pixels), states[layer])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_micro_batch_never_waits_for_the_gpu(loaded, compiled):
+    device = torch.device("cuda")
+    model = loaded.model.to(device, torch.bfloat16).train()
+    set_trainable(model, ALL)
+    set_layers(model, Recomputed(1, 1), compiled)
+    geometry = checkpoint_geometry(model.config)
+    ours = PackedForward(model, geometry, device=device, compiled=compiled)
+    one = batch(geometry.image(30, 40), None, geometry.video(3, 30, 40))
+    ours(one).backward()  # what is made at first use may wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours(one).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_nothing_supervised_is_a_zero_with_gradients(forward):
     one = batch(None)
     found = gradients(forward, replace(one, supervised=one.supervised[:0]))
