@@ -42,8 +42,9 @@ demo-lora: $(INSTALLED)
 	$(PY) -m llava_train compare before=$(ASKED)/before \
 	  after=[$(ASKED)/adapter,$(ASKED)/full_tuning,$(ASKED)/shuffled_answers]
 
+# Two processes: most tests wait for files, ranks or one thread.
 test: $(INSTALLED)
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
 # Every fault that the checkpoints are meant to stand, at length.
 test-faults: $(INSTALLED)
