@@ -55,7 +55,7 @@ class Case:
     mix: bool = False
     device: str = "cpu"
     recompute: bool = False  # by the plain loops, in all layers
-    contenders: tuple[str, ...] = ("ours", "padded", "single", "supervised", "trl", "ms-swift")
+    contenders: tuple[str, ...] = ("ours", "padded", "single", "supervised", "trl", "ms-swift", "limit")
     recipe: tuple[str, ...] = ()
 
 
@@ -95,6 +95,7 @@ LABELS = {
     "supervised": "transformers, batch 1, supervised logits",
     "trl": "TRL SFTTrainer",
     "ms-swift": "ms-swift",
+    "limit": "limit: products and attention alone",
 }
 
 
@@ -164,7 +165,7 @@ def start(name: str, case: Case, words: list[str], folder: Path, venvs: Path | N
     """The contender, or why it is not there."""
     told = {"folder": str(folder), "way": name, "recipe": words, "steps": NUM_STEPS}
     told |= {key: getattr(case, key) for key in ("precision", "device", "recompute")}
-    script = {"trl": "trl_sft.py", "ms-swift": "swift_sft.py"}.get(name, "plain.py")
+    script = {"trl": "trl_sft.py", "ms-swift": "swift_sft.py", "limit": "limit.py"}.get(name, "plain.py")
     script, python, ranks = ("ours.py" if name.startswith("ours") else script), sys.executable, 1
     if name in PEERS:
         if not venvs or not (venvs / name / "bin/python").exists():
@@ -189,6 +190,8 @@ def same_work(contenders: list[Contender], precision: str) -> list[str]:
     """Where the first round of a contender has other tokens or losses than ours."""
     ours, wrong = contenders[0].rounds[0], []
     for other in contenders[1:]:
+        if other.name == "limit":
+            continue
         theirs = other.rounds[0]
         far = max(abs(a - b) / a for a, b in zip(ours["losses"], theirs["losses"], strict=True))
         if theirs["tokens"] != ours["tokens"] or far > TOLERANCE[precision]:
