@@ -42,7 +42,7 @@ from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.template import make_template
 from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.attention import PACKED, Documents, register
-from llava_train.model.loss import summed_cross_entropy
+from llava_train.model.loss import make_loss
 
 PARTS = ("vision_tower", "language_model")
 TILE, PATCH = 32, 8
@@ -227,7 +227,7 @@ def train_language_model(data: Path, out: Path, rng: random.Random) -> None:
                 batch = sorted(order[start : start + TEXT_BATCH], key=lambda document: len(document.input_ids))
                 yield collate(batch, [nothing] * len(batch), geometry)
 
-    batches = packs()
+    batches, loss = packs(), make_loss(model.lm_head)
 
     def loss_of_step() -> torch.Tensor:
         pack = next(batches)
@@ -237,7 +237,7 @@ def train_language_model(data: Path, out: Path, rng: random.Random) -> None:
             use_cache=False,
             documents=Documents(pack.cu_seqlens, pack.max_seqlen, "sdpa"),
         ).last_hidden_state[0]
-        return summed_cross_entropy(hidden, model.lm_head, pack.labels) / pack.num_supervised
+        return loss(hidden[pack.supervised - 1], pack.labels[pack.supervised]) / pack.num_supervised
 
     optimise("language model", model, TEXT_STEPS, TEXT_RATE, 0.0, loss_of_step)
     model.set_attn_implementation("sdpa")
