@@ -95,7 +95,7 @@ def sample_cost(dims: ModelDims, stage: StageConfig, recomputed: Recomputed = Re
     """
     trains = {part: rate != "frozen" for part, rate in vars(stage.learning_rate).items()}
     whole = {part: trains[part] and part not in stage.lora for part in trains}
-    tower_again = recomputed.tower / dims.tower_layers
+    tower_again = recomputed.tower / max(1, dims.tower_layers)  # a checkpoint may take the patches as they are
     tower = 1 + tower_again + int(trains["vision_tower"]) + int(whole["vision_tower"])
     tower_attention = 1 + tower_again + ATTENTION_BACKWARD * trains["vision_tower"]
     own = 1 + int(whole["projector"])
