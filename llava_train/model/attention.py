@@ -7,13 +7,15 @@ keyword arguments of the language model's forward. The boundaries come from `cu_
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import inspect
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby, pairwise
 from typing import Any, Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from llava_train.config.errors import ConfigError, Fault
@@ -25,6 +27,9 @@ TILES = "llava_train_tiles"
 LONGEST_BLOCKED = 768  # tokens of a document on a CPU, from which torch's own attention is as fast and keeps less
 AttentionChoice = Literal["auto", "flash_attn", "varlen", "sdpa"]
 Kernel = Literal["flash_attn", "varlen", "sdpa"]
+FLASH_CAPABILITY = (8, 0)  # of the GPU, from which the flash kernels run: Ampere
+# Of scaled_dot_product_attention on a GPU. Without cuDNN's, which is preferred on Hopper and plans anew for each size.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,12 @@ class Documents:
         return [stop - start for start, stop in pairwise(self.cu_seqlens.tolist())]
 
 
+@lru_cache
 def choose_kernel(choice: AttentionChoice, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The kernel to run; `auto`: flash-attn, torch's varlen or sdpa. ConfigError where `choice` cannot run."""
+    """The kernel to run; `auto`: flash-attn, torch's varlen or sdpa. ConfigError where `choice` cannot run.
+
+    Looked for once in a process: flash-attn by importing it, since a build for another torch is found and fails.
+    """
     problem = _kernel_problem(choice, device, dtype)
     if problem:
         raise ConfigError([Fault("model.attention", f"{choice}: {problem}", "set model.attention=auto")])
@@ -59,8 +68,20 @@ def _kernel_problem(choice: AttentionChoice, device: torch.device, dtype: torch.
         return ""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return f"needs a CUDA device and bf16, not {device.type} and {str(dtype).removeprefix('torch.')}"
+    if (capability := torch.cuda.get_device_capability(device)) < FLASH_CAPABILITY:
+        return f"needs a GPU of compute capability {_dotted(FLASH_CAPABILITY)}, and this one has {_dotted(capability)}"
     module = "flash_attn" if choice == "flash_attn" else "torch.nn.attention.varlen"
-    return "" if importlib.util.find_spec(module) else f"{module} is not installed"
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except (ImportError, OSError) as error:  # built for another torch or CUDA
+        return f"{module} cannot be imported: {error}"
+    return ""
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return "{}.{}".format(*capability)
 
 
 def register() -> None:
@@ -111,13 +132,21 @@ def _varlen(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    groups = query.shape[1] // key.shape[1]  # repeated: enable_gqa is missing before torch 2.12
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
+    grouped: dict[str, Any] = {"enable_gqa": True} if groups > 1 and _takes_groups(varlen_attn) else {}
+    if groups > 1 and not grouped:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     bounds, longest = documents.cu_seqlens, documents.max_seqlen
-    out = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))
+    out = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0), **grouped)
     assert isinstance(out, torch.Tensor)
     return out[None]
+
+
+@lru_cache
+def _takes_groups(kernel: Any) -> bool:
+    """Whether fewer keys than queries may be given; not before torch 2.12."""
+    return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 def _sdpa(
@@ -170,6 +199,9 @@ def tile_attention(
         query, key, value = query.float(), key.float(), value.float()
     if query.device.type == "cpu" and query.shape[2] <= LONGEST_BLOCKED:
         out = (query * scaling @ key.transpose(2, 3)).softmax(-1) @ value
+    elif query.device.type == "cuda":
+        with sdpa_kernel(BACKENDS):
+            out = scaled_dot_product_attention(query, key, value, scale=scaling)
     else:
         out = scaled_dot_product_attention(query, key, value, scale=scaling)
     return out.transpose(1, 2).to(dtype), None

@@ -41,7 +41,7 @@ class PackedForward(nn.Module):
         register()
         self.loss = make_loss(hf_model.lm_head, compiled)
         hf_model.set_attn_implementation({"text_config": PACKED, "vision_config": TILES})
-        widen_products(hf_model)
+        widen_products(hf_model, device or device_of(hf_model))
         self.hf_model = hf_model
         self.geometry = geometry
         self.attention: AttentionChoice = attention
@@ -102,7 +102,8 @@ class PackedForward(nn.Module):
         pixels = (pixel_values.float() / 255 - 0.5) / 0.5
         trains = any(parameter.requires_grad for parameter in tower.parameters())
         with nullcontext() if trains else torch.no_grad():
-            hidden = tower.embeddings(pixels.to(device_of(tower.embeddings), tower.dtype))
+            # the patches leave the embeddings transposed, and every layer would run on strided rows
+            hidden = tower.embeddings(pixels.to(device_of(tower.embeddings), tower.dtype)).contiguous()
             for layer in tower.encoder.layers[: num_tower_layers(self.hf_model.config)]:
                 hidden = layer(hidden.to(device_of(layer)), None)
         return hidden

@@ -6,8 +6,6 @@ enters is widened, multiplied in fp32 and rounded. The product is the bf16 one w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,21 +22,37 @@ def lacks_bf16(tensor: torch.Tensor) -> bool:
     )
 
 
-def widen_products(module: nn.Module) -> None:
+def widen_products(module: nn.Module, device: torch.device) -> None:
     """Lets the linear and convolution layers in `module` widen bf16 input where the CPU has no bf16. Shapes stay.
 
-    A layer whose forward another library has replaced (accelerate, to fetch its weights) is left to it.
+    device: where they compute. On a GPU, and on a CPU with bf16, nothing is changed. They become layers of a class of
+    ours, which torch.compile takes as one: a forward of each layer's own would cost a graph of its own. A layer whose
+    forward another library has replaced (accelerate, to fetch its weights) is left to it.
     """
-    kinds: dict[type[nn.Module], Callable[..., torch.Tensor]] = {nn.Linear: multiply, nn.Conv2d: _convolution}
+    if not lacks_bf16(torch.empty(0, device=device, dtype=torch.bfloat16)):
+        return
     for layer in module.modules():
-        if (forward := kinds.get(type(layer))) and "forward" not in vars(layer):
-            layer.forward = partial(forward, layer)
+        if (wide := WIDE.get(type(layer))) and "forward" not in vars(layer):
+            layer.__class__ = wide
 
 
 def multiply(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     if not lacks_bf16(x):
         return linear(x, layer.weight, layer.bias)
     return _Widened.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+
+
+class _WideLinear(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return multiply(self, input)
+
+
+class _WideConvolution(nn.Conv2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return _convolution(self, input)
+
+
+WIDE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _WideLinear, nn.Conv2d: _WideConvolution}
 
 
 def _convolution(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:

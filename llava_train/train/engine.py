@@ -6,6 +6,7 @@ Precision, ZeRO level and offload are decided here and nowhere else. The optimis
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -87,6 +88,7 @@ class Engine:
         settings = deepspeed_config(stage, ranks.world_size)
         with redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimiser prints its memory a dozen times
             _read_into_shards(module, settings)
+            place_buffers(module, ranks.device)
             self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._torch_optimizer, config=settings)
         self._plain_clip = stage.optimizer.max_grad_norm if _is_plain(stage) else None
         self._level = _deepspeed_level(stage)
@@ -142,6 +144,22 @@ class Engine:
             self._engine.step()
             norm = self._engine.get_global_grad_norm()
         return float(norm)
+
+    def close(self) -> None:
+        """Lets go of weights, gradients and optimiser state; engine and module are of no use from here on.
+
+        DeepSpeed 0.19.8 holds the module from a list and a cache that outlive the engine, and from the parameters what
+        it has hung on them (level 3 above all), so that a stage's memory would never come back. Both are emptied.
+        """
+        optimizer, modules = self._engine.optimizer, list(self.module.modules())
+        self._engine.destroy()
+        for parameter in self.module.parameters():
+            vars(parameter).clear()
+            parameter.grad = None
+            parameter.data = parameter.data.new_empty(0)
+        for holder in (*modules, optimizer, self._torch_optimizer, self._engine, self):
+            vars(holder).clear()
+        gc.collect()
 
     def trained_slices(self) -> list[Slice]:
         return trained_slices(self._named(), self._engine.optimizer, self._level, *self._place)
@@ -208,6 +226,14 @@ def _read_into_shards(module: nn.Module, settings: dict[str, Any]) -> None:
             convert = parameter.convert_to_zero_parameters  # type: ignore[attr-defined]
         else:
             convert(param_list=[parameter])
+
+
+def place_buffers(module: nn.Module, device: torch.device) -> None:
+    """Moves what is no parameter: DeepSpeed does not, where it has made shards of the weights before (ZeRO 3)."""
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = buffer.to(device)
 
 
 def _read(files: SlicedFiles, name: str, part: Slice) -> torch.Tensor:

@@ -106,6 +106,7 @@ class Trainer:
                 self._steps(metrics)
                 self._stop_if_asked()
         exported = self._exported()
+        self.engine.close()  # its memory is the next stage's
         self._export(exported)
         if self.ranks.is_first:
             summary = self._summary(exported)

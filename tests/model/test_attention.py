@@ -83,6 +83,38 @@ def test_auto_takes_sdpa_on_cpu_and_in_fp32():
     assert choose_kernel("auto", torch.device("cuda"), torch.float32) == "sdpa"
 
 
+@pytest.fixture
+def fresh_choice():
+    choose_kernel.cache_clear()
+    yield
+    choose_kernel.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "flash_attn", "chosen"),
+    [
+        ((9, 0), "sound", "flash_attn"),
+        ((9, 0), "absent", "varlen"),
+        ((9, 0), "built for another torch", "varlen"),
+        ((7, 5), "sound", "sdpa"),
+    ],
+)
+def test_auto_takes_the_fastest_kernel_that_imports_on_this_card(
+    monkeypatch, tmp_path, fresh_choice, capability, flash_attn, chosen
+):
+    lines = {"sound": "", "built for another torch": "raise ImportError('undefined symbol')"}
+    if flash_attn in lines:
+        (tmp_path / "flash_attn.py").write_text(lines[flash_attn])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_kernel("auto", torch.device("cuda"), torch.bfloat16) == chosen
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    if chosen != "flash_attn":
+        with pytest.raises(ConfigError, match=r"is not installed|undefined symbol|compute capability"):
+            choose_kernel("flash_attn", torch.device("cuda"), torch.bfloat16)
+
+
 @pytest.mark.parametrize("choice", ["flash_attn", "varlen"])
 def test_a_kernel_that_cannot_run_is_named_with_the_remedy(choice):
     with pytest.raises(ConfigError, match=f"model.attention: {choice}: needs a CUDA device and bf16.*") as error:
@@ -106,9 +138,18 @@ def dense_varlen(query, key, value, cu_seqlens, scale):
 
 
 def stand_in_varlen(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size):
+    """torch 2.11's."""
     assert (max_q, max_k, window_size) == (5, 5, (-1, 0))
     assert query.shape == key.shape == value.shape
     assert cu_q is cu_k
+    return dense_varlen(query, key, value, cu_q, scale)
+
+
+def stand_in_grouped_varlen(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
+    """torch 2.12's."""
+    assert (max_q, max_k, window_size) == (5, 5, (-1, 0))
+    assert enable_gqa == (query.shape != key.shape)
+    assert key.shape[1] == 2, "keys are not repeated"
     return dense_varlen(query, key, value, cu_q, scale)
 
 
@@ -118,13 +159,16 @@ def stand_in_flash_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, softmax_
     return dense_varlen(query, key, value, cu_q, softmax_scale)
 
 
-@pytest.mark.parametrize("kernel", ["varlen", "flash_attn"])
-def test_gpu_kernels_are_called_with_what_they_take(monkeypatch, kernel):
-    """Stand-ins with the kernels' own signatures (torch 2.11, flash-attn 2) must give what sdpa gives."""
+@pytest.mark.parametrize(
+    ("kernel", "varlen"),
+    [("varlen", stand_in_varlen), ("varlen", stand_in_grouped_varlen), ("flash_attn", None)],
+)
+def test_gpu_kernels_are_called_with_what_they_take(monkeypatch, kernel, varlen):
+    """Stand-ins with the kernels' own signatures (flash-attn 2's too) must give what sdpa gives."""
     module = types.ModuleType("flash_attn")
     module.flash_attn_varlen_func = stand_in_flash_attn
     monkeypatch.setitem(sys.modules, "flash_attn", module)
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in_varlen)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
     torch.manual_seed(0)
     query, *rest = (torch.randn(1, heads, 19, 8, dtype=torch.float64) for heads in (4, 2, 2))
     torch.testing.assert_close(*(attend(query, *rest, name) for name in (kernel, "sdpa")))

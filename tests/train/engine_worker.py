@@ -3,6 +3,7 @@
 usage: torchrun ... engine_worker.py LEVEL,OFFLOAD,PRECISION ...
 """
 
+import gc
 import json
 import sys
 from dataclasses import dataclass
@@ -81,7 +82,14 @@ def train(level: int, offload: bool, precision: str, ranks) -> dict:
         norms.append(engine.step())
         losses.append(ranks.sum(sum(map(float, sums)))[0] / (3 * len(step)))
     weights = {name: values.tolist() for name, values in whole_weights(engine).items()}
+    engine.close()
     return {"losses": losses, "norms": norms, "part_norms": part_norms, "weights": weights}
+
+
+def kept_bytes() -> int:
+    """Of all tensors that this process holds, each storage once."""
+    tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+    return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
 def whole_weights(engine: Engine) -> dict[str, torch.Tensor]:
@@ -96,6 +104,8 @@ if __name__ == "__main__":
     with start_ranks() as ranks:
         for words in sys.argv[1:]:
             level, offload, precision = words.split(",")
+            before = kept_bytes()
             result = train(int(level), offload == "1", precision, ranks)
+            result["left"] = kept_bytes() - before
             if ranks.is_first:
                 print("RESULT", json.dumps(result), flush=True)

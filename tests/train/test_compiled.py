@@ -74,6 +74,25 @@ def test_compiled_recomputed_layers_are_compiled(fresh, monkeypatch):
     assert counters["stats"]["unique_graphs"] > 0
 
 
+def test_as_many_graphs_for_twelve_layers_as_for_two(monkeypatch):
+    """Whatever a layer carries of its own, torch.compile guards, and then compiles it by itself."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    graphs = []
+    for num_layers in (2, 12):
+        torch._dynamo.reset()
+        counters.clear()
+        config = tiny_config(byte_tokenizer(), text={"num_hidden_layers": num_layers})
+        model = tiny_model(config).to(torch.bfloat16).train()
+        set_layers(model, Recomputed(), compiled=True)
+        ours = PackedForward(model, checkpoint_geometry(model.config), compiled=True)
+        for one in (pack(3, 7), pack(2, 20)):
+            outcome(ours, one)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
+    torch._dynamo.reset()
+
+
 def test_compiling_at_zero_3_is_refused():
     words = ["+recipe=tiny", "model.compile=true"]
     assert load([*words, "stages.projector.zero.level=2", "stages.onevision.zero.level=2"]).model.compile

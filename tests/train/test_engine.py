@@ -6,6 +6,8 @@ import engine_worker
 import pytest
 import torch
 
+from llava_train.train.engine import place_buffers
+
 FP32 = ["0,0,fp32", "1,0,fp32", "2,0,fp32", "3,0,fp32", "2,1,fp32", "3,1,fp32"]
 BF16 = ["0,0,bf16", "1,0,bf16", "2,0,bf16", "3,0,bf16", "3,1,bf16"]
 
@@ -46,3 +48,14 @@ def test_every_zero_level_equals_adamw_by_hand(torchrun, num_ranks):
         assert result["part_norms"] == pytest.approx(expected["part_norms"], rel=tolerance), words
         for name, weights in expected["weights"].items():
             assert result["weights"][name] == pytest.approx(weights, abs=tolerance), (words, name)
+        assert result["left"] <= 0, f"{words}: a closed engine keeps {result['left']} bytes"
+
+
+def test_buffers_are_placed_where_the_batches_are():
+    """`meta` stands in for a GPU; DeepSpeed leaves the buffers of a module alone that has shards already."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    module[1].register_buffer("absent", None)
+    module[1].register_buffer("passing", torch.ones(3), persistent=False)
+    place_buffers(module, torch.device("meta"))
+    assert {buffer.device.type for buffer in module.buffers()} == {"meta"}
+    assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
