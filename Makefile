@@ -19,7 +19,7 @@ ASK = $(PY) -m llava_train evaluate data.file=data/mixtures/demo_lora_held_out.y
   batch_size=100 max_new_tokens=10
 ASKED := $(ADAPTED)/evaluations
 
-.PHONY: demo demo-lora test test-faults test-slow test-slurm test-all lint lock wheel clean
+.PHONY: demo demo-lora test test-faults test-slow test-slurm test-all gpu lint lock wheel clean
 
 demo: $(INSTALLED)
 	$(PY) data/scripts/make_demo.py --seed $(SEED)
@@ -58,6 +58,11 @@ test-slurm: $(INSTALLED)
 	$(PY) -m pytest -m slurm tests/slurm
 
 test-all: test test-slurm test-slow
+
+# On a machine with a CUDA GPU: is it right, what does it hold, how fast is it.
+PART ?= correct
+gpu: $(INSTALLED)
+	$(PY) benchmarks/gpu.py $(PART)
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

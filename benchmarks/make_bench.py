@@ -1,13 +1,14 @@
 """Makes what the speed of a training step is measured on: a model of random weights, and samples for it.
 
-    python benchmarks/make_bench.py [FOLDER] [--size small|0_5b|7b] [--mix]
+    python benchmarks/make_bench.py [FOLDER] [--size small|0_5b|7b|7b_4_layers] [--mix] [--samples N]
 
 model/: `small` is SigLIP of 4 layers of 144 at 112 pixels and patches of 14, Qwen2 of 4 layers of 256 and a tied
-vocabulary of 8192 rows; the others have the dimensions of the released checkpoints, in bf16. A tokenizer of bytes uses
-the first rows. records.json, media/: text alone and single images of 1 to 9 tiles beside the overview, of random words
-and blobs, some 441 tokens a sample in the median with `small`, 18 % of them supervised; with --mix all kinds of samples
-of LLaVA-OneVision's last stage, several images and videos among them, sized as `llava_train/data/simulate.py` draws
-them. The same for the same seed; a folder that is there is left alone.
+vocabulary of 8192 rows; the others have the dimensions of the released checkpoints, in bf16, `7b_4_layers` with so
+many layers of its language model alone, so that full tuning fits one GPU. A tokenizer of bytes uses the first rows.
+records.json, media/: text alone and single images of 1 to 9 tiles beside the overview, of random words and blobs, some
+441 tokens a sample in the median with `small`, 18 % of them supervised; with --mix all kinds of samples of
+LLaVA-OneVision's last stage, several images and videos among them, sized as `llava_train/data/simulate.py` draws them.
+The same for the same seed and device; a folder that is there is left alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from transformers import LlavaOnevisionConfig
 
 from llava_train.config.schema import VideoConfig
 from llava_train.data.simulate import KINDS, LEAST_SIDE, Kind
-from llava_train.family.onevision.cost import KNOWN
+from llava_train.family.onevision.cost import KNOWN, ModelDims
 from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.card import Card
 from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_checkpoint
@@ -45,12 +47,17 @@ SMALL: dict[str, Any] = {
     "vision": {"hidden_size": 144, "intermediate_size": 576, "num_hidden_layers": 4},
     "text": {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4},
 }
-SIZES = {"small": "", "0_5b": "Qwen/Qwen2-0.5B-Instruct", "7b": "Qwen/Qwen2-7B-Instruct"}
+QWEN_7B = KNOWN["Qwen/Qwen2-7B-Instruct"]
+SIZES = {
+    "small": None,
+    "0_5b": KNOWN["Qwen/Qwen2-0.5B-Instruct"],
+    "7b": QWEN_7B,
+    "7b_4_layers": replace(QWEN_7B, layers=4),
+}
 
 
-def released(name: str) -> dict[str, Any]:
-    """Arguments of `tiny_config` for the model of that language model and SO400M."""
-    dims = KNOWN[name]
+def released(dims: ModelDims) -> dict[str, Any]:
+    """Arguments of `tiny_config` for a model of these dimensions, with 16 heads in its tower as SO400M has."""
     return {
         "tied": dims.tied,
         "tile_size": dims.tile_size,
@@ -74,11 +81,13 @@ def released(name: str) -> dict[str, Any]:
 
 def random_weights(specs: Mapping[str, Spec], seed: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
     """Of a model's parameters, one at a time: outputs as large as inputs, norms that pass what they get."""
-    generator = torch.Generator().manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # billions of numbers
+    generator = torch.Generator(device).manual_seed(seed)
     for name, spec in specs.items():
         if len(spec.shape) > 1 or name == "model.image_newline":
             std = torch.Size(spec.shape[1:]).numel() ** -0.5
-            yield name, (torch.randn(spec.shape, generator=generator) * std).to(spec.dtype)
+            drawn = torch.randn(spec.shape, generator=generator, device=device) * std
+            yield name, drawn.to("cpu", spec.dtype)
         else:
             yield name, (torch.zeros if name.endswith(".bias") else torch.ones)(spec.shape, dtype=spec.dtype)
 
@@ -86,10 +95,11 @@ def random_weights(specs: Mapping[str, Spec], seed: int = 0) -> Iterator[tuple[s
 def make_model(folder: Path, size: str, seed: int = 0) -> LlavaOnevisionConfig:
     tokenizer = byte_tokenizer()
     add_tags(tokenizer)
-    config = tiny_config(tokenizer, **(released(SIZES[size]) if SIZES[size] else SMALL))
+    dims = SIZES[size]
+    config = tiny_config(tokenizer, **(released(dims) if dims else SMALL))
     preparation = Preparation(checkpoint_geometry(config), "qwen", "front", VideoConfig(fps=1.0, max_frames=32))
     card = Card(recipe="bench", stage="none", init="random weights", data={}, settings={"seed": str(seed)}, figures={})
-    specs = expected_specs(config, torch.bfloat16 if SIZES[size] else torch.float32)
+    specs = expected_specs(config, torch.bfloat16 if dims else torch.float32)
     write_checkpoint(folder, random_weights(specs, seed), config, tokenizer, preparation, card)
     return config
 
@@ -117,10 +127,12 @@ def clip(draw: np.random.Generator, seconds: float, path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def plain_samples(folder: Path, tile: int, draw: random.Random, pixels: np.random.Generator) -> list[dict[str, Any]]:
+def plain_samples(
+    folder: Path, num: int, tile: int, draw: random.Random, pixels: np.random.Generator
+) -> list[dict[str, Any]]:
     """Text alone, and single images."""
     records = []
-    for number in range(SAMPLES):
+    for number in range(num):
         record: dict[str, Any] = {"id": f"{number:04d}"}
         question, answer = words(draw, draw.randint(8, 32)), words(draw, draw.randint(24, 116))
         if draw.random() < TEXT_SHARE:
@@ -136,10 +148,12 @@ def plain_samples(folder: Path, tile: int, draw: random.Random, pixels: np.rando
     return records
 
 
-def mixed_samples(folder: Path, scale: float, draw: random.Random, rng: np.random.Generator) -> list[dict[str, Any]]:
+def mixed_samples(
+    folder: Path, num: int, scale: float, draw: random.Random, rng: np.random.Generator
+) -> list[dict[str, Any]]:
     """By the shares of the last stage's mixture. scale: of images, for tiles that are smaller than the released."""
     kinds = list(KINDS.values())
-    drawn = draw.choices(kinds, [kind.samples for kind in kinds], k=SAMPLES)
+    drawn = draw.choices(kinds, [kind.samples for kind in kinds], k=num)
     return [_mixed(folder, f"{number:04d}", kind, scale, draw, rng) for number, kind in enumerate(drawn)]
 
 
@@ -170,12 +184,14 @@ def _mixed(
     return record
 
 
-def main(folder: Path = FOLDER, size: str = "small", mix: bool = False) -> Path:
+def main(folder: Path = FOLDER, size: str = "small", mix: bool = False, samples: int = SAMPLES) -> Path:
     if not (folder / "records.json").exists():
         (folder / "media").mkdir(parents=True, exist_ok=True)
         tile = make_model(folder / "model", size).vision_config.image_size
         draws = random.Random(0), np.random.default_rng(0)
-        records = mixed_samples(folder, tile / 384, *draws) if mix else plain_samples(folder, tile, *draws)
+        records = (
+            mixed_samples(folder, samples, tile / 384, *draws) if mix else plain_samples(folder, samples, tile, *draws)
+        )
         (folder / "records.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
     return folder
 
@@ -185,4 +201,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--mix", action="store_true")
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     print(main(**vars(parser.parse_args())))

@@ -4,7 +4,8 @@
     python benchmarks/peers.py --install --venvs DIR
 
 Every contender is a process that lives as long as the comparison; in a round each takes its steps while the others
-wait, in an order that turns from round to round. A first round warms up and shows that all do the same work: as many
+wait, in an order that turns from round to round. On a GPU, whose memory holds one of them, each takes all of its rounds
+before the next is started. A first round warms up and shows that all do the same work: as many
 tokens, and the same losses. A figure is tokens a second without padding; ratios to ours are formed round by round, and
 told as their median, least and most, by the clock and, as other programs disturb it less, by processor time. TRL and
 ms-swift live in environments of their own below DIR, made by --install.
@@ -21,7 +22,9 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,7 +43,6 @@ from llava_train.family.onevision.settings import model_dims, read_model
 
 HERE = Path(__file__).resolve().parent
 PEERS = {"trl": ["trl==1.16.0"], "ms-swift": ["ms-swift==4.6.0", "pillow"]}
-NUM_STEPS = 20  # different ones, over and over
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # of a loss, relative to ours
 
 
@@ -55,6 +57,8 @@ class Case:
     mix: bool = False
     device: str = "cpu"
     recompute: bool = False  # by the plain loops, in all layers
+    num_steps: int = 20  # different ones, over and over
+    made: int = 320  # samples that they are drawn from
     contenders: tuple[str, ...] = ("ours", "padded", "single", "supervised", "trl", "ms-swift", "limit")
     recipe: tuple[str, ...] = ()
 
@@ -65,7 +69,9 @@ FROZEN = ("stages.bench.learning_rate.vision_tower=frozen", "stages.bench.learni
 GPU = Case(
     "bf16",
     threads=8,
-    samples=64,
+    samples=32,
+    num_steps=4,
+    made=128,
     mix=True,
     device="cuda",
     recompute=True,
@@ -133,14 +139,14 @@ def recipe_words(case: Case, folder: Path, run_dir: str) -> list[str]:
     return [*own, *words, *case.recipe]
 
 
-def write_steps(words: list[str], folder: Path) -> None:
+def write_steps(words: list[str], folder: Path, num_steps: int) -> None:
     """steps.pt: the samples of each step, as our data layer draws and encodes them."""
     config = load(words)
     stage, dims = config.stages["bench"], model_dims(config.model)
     geometry, (_, tokenizer) = make_geometry(dims.tile_size, dims.patch_size, stage.image), read_model(config.model)
     what = (config.data, stage, "bench", tokenizer, geometry, dims, config.run.seed, 0, 1, index_folder(config))
     steps = []
-    for item in build_data(*what).step_batches(0, NUM_STEPS):
+    for item in build_data(*what).step_batches(0, num_steps):
         samples: list[dict[str, Any]] = []
         for batch in item.batches:
             visuals, tiles = iter(batch.visuals), iter(batch.pixel_values)
@@ -163,7 +169,7 @@ def write_steps(words: list[str], folder: Path) -> None:
 
 def start(name: str, case: Case, words: list[str], folder: Path, venvs: Path | None) -> Contender | str:
     """The contender, or why it is not there."""
-    told = {"folder": str(folder), "way": name, "recipe": words, "steps": NUM_STEPS}
+    told = {"folder": str(folder), "way": name, "recipe": words, "steps": case.num_steps}
     told |= {key: getattr(case, key) for key in ("precision", "device", "recompute")}
     script = {"trl": "trl_sft.py", "ms-swift": "swift_sft.py", "limit": "limit.py"}.get(name, "plain.py")
     script, python, ranks = ("ours.py" if name.startswith("ours") else script), sys.executable, 1
@@ -202,25 +208,60 @@ def same_work(contenders: list[Contender], precision: str) -> list[str]:
 def compare(case: Case, folder: Path, venvs: Path | None, rounds: int, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as run_dir:
         words = recipe_words(case, folder, run_dir)
-        write_steps(words, folder)
-        started = {name: start(name, case, words, folder, venvs) for name in case.contenders}
-        missing = {name: why for name, why in started.items() if isinstance(why, str)}
-        contenders = [contender for contender in started.values() if isinstance(contender, Contender)]
-        for contender in list(contenders):  # warms up, each alone
-            try:
-                contender.rounds.append(contender.take(steps))
-            except (RuntimeError, OSError) as error:
-                missing[contender.name] = f"{error}: {folder / contender.name}-0.log"
-                contenders.remove(contender)
-        wrong = same_work(contenders, case.precision)
-        for number in range(rounds):
-            turn = number % len(contenders)
-            for contender in contenders[turn:] + contenders[:turn]:
-                contender.rounds.append(contender.take(steps))
-        for contender in contenders:
-            contender.end()
+        write_steps(words, folder, case.num_steps)
+        begin = partial(start, case=case, words=words, folder=folder, venvs=venvs)
+        run = in_turn if case.device == "cuda" else in_turns
+        contenders, missing = run(case.contenders, begin, rounds, steps, folder)
+    if not contenders or contenders[0].name != case.contenders[0]:
+        raise SystemExit(f"nothing to compare with: {case.contenders[0]} is missing: {missing[case.contenders[0]]}")
     rows = {contender.name: summary(contender, contenders[0]) for contender in contenders}
+    wrong = same_work(contenders, case.precision)
     return {"rows": rows, "missing": missing, "wrong": wrong, "case": vars(case) | {"rounds": rounds, "steps": steps}}
+
+
+Begin = Callable[[str], Contender | str]
+Taken = tuple[list[Contender], dict[str, str]]  # those that took their steps; why the others did not
+
+
+def in_turns(names: Sequence[str], begin: Begin, rounds: int, steps: int, folder: Path) -> Taken:
+    """All at once, round by round."""
+    started = {name: begin(name) for name in names}
+    missing = {name: why for name, why in started.items() if isinstance(why, str)}
+    contenders = [contender for contender in started.values() if isinstance(contender, Contender)]
+    for contender in list(contenders):  # warms up, each alone
+        if why := taken(contender, 1, steps, folder):
+            missing[contender.name] = why
+            contenders.remove(contender)
+    for number in range(rounds):
+        turn = number % len(contenders)
+        for contender in contenders[turn:] + contenders[:turn]:
+            contender.rounds.append(contender.take(steps))
+    for contender in contenders:
+        contender.end()
+    return contenders, missing
+
+
+def in_turn(names: Sequence[str], begin: Begin, rounds: int, steps: int, folder: Path) -> Taken:
+    """One after the other, each with the card to itself."""
+    contenders, missing = [], {}
+    for name in names:
+        contender = begin(name)
+        why = contender if isinstance(contender, str) else taken(contender, 1 + rounds, steps, folder)
+        if isinstance(contender, Contender):
+            contender.end()
+            contenders += [] if why else [contender]
+        if why:
+            missing[name] = why
+    return contenders, missing
+
+
+def taken(contender: Contender, rounds: int, steps: int, folder: Path) -> str:
+    """Takes its rounds; why it could not, or nothing."""
+    try:
+        contender.rounds += [contender.take(steps) for _ in range(rounds)]
+    except (RuntimeError, OSError) as error:
+        return f"{error}: {folder / contender.name}-0.log"
+    return ""
 
 
 def summary(contender: Contender, ours: Contender) -> dict[str, Any]:
@@ -281,7 +322,8 @@ def main() -> None:
     results["machine"] = {"cpu": platform.processor() or platform.machine(), **packages}
     for name in options.case or [name for name, case in CASES.items() if case.device == "cpu"]:
         case = CASES[name]
-        folder = make_bench(options.folder / f"{case.size}{'_mix' if case.mix else ''}", case.size, case.mix)
+        folder = options.folder / f"{case.size}{'_mix' if case.mix else ''}"
+        make_bench(folder, case.size, case.mix, case.made)
         if options.only:
             case = replace(case, contenders=tuple(one for one in case.contenders if one in options.only))
         results[name] = compare(case, folder, options.venvs, options.rounds, options.steps)

@@ -46,12 +46,13 @@ def main() -> None:
     steps = []
     for samples in read_steps(told["folder"]):
         micro = [samples] if way == "padded" else [[sample] for sample in samples]
-        batches = [hf_batch(one, torch.float32, device) for one in micro]
+        batches = [hf_batch(one, torch.float32) for one in micro]  # on the host, as ours are
         steps.append((batches, num_supervised(samples), num_tokens(samples)))
     turns.wait()
     for batches, supervised, tokens in endless(steps):
         total = 0.0
-        for batch in batches:
+        for held in batches:
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in held.items()}
             with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
                 loss = loss_of(model, batch, way, supervised)
             loss.backward()

@@ -87,8 +87,9 @@ def num_supervised(samples: list[Sample]) -> int:
     return sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples)
 
 
-def hf_batch(samples: list[Sample], dtype: torch.dtype, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Padded on the right, as transformers' LlavaOnevision takes it; tiles padded to the most of an image."""
+def hf_batch(samples: list[Sample], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Padded on the right, as transformers' LlavaOnevision takes it; tiles padded to the most of an image. On the host,
+    pinned where there is a GPU."""
     pad = torch.nn.utils.rnn.pad_sequence
     ids = [sample["input_ids"] for sample in samples]
     batch = {
@@ -103,4 +104,4 @@ def hf_batch(samples: list[Sample], dtype: torch.dtype, device: str = "cpu") -> 
     if "pixel_values" in batch:
         batch["image_sizes"] = torch.tensor([size for sample in samples for size in sample["sizes"]])
         batch["batch_num_images"] = torch.tensor([len(sample["images"]) for sample in samples])
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: tensor.pin_memory() for name, tensor in batch.items()} if torch.cuda.is_available() else batch

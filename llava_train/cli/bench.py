@@ -54,4 +54,6 @@ def _rows(speed: Speed) -> Iterator[tuple[str, str]]:
     for part, seconds in speed.parts.items():
         yield f"  {part}", f"{seconds * 1e3:,.1f} ms"
     yield "peak memory", f"{speed.peak_memory / 1e6:,.0f} MB"
+    if speed.stated:
+        yield "  planned, of a GPU", f"{speed.planned_memory / 1e6:,.0f} MB"
     yield "loss of the last step", f"{speed.loss:.4f}"

@@ -21,6 +21,7 @@ from llava_train.config.gpus import GPUS
 from llava_train.config.schema import BenchConfig, Config
 from llava_train.data.dataset import StepBatches
 from llava_train.family.onevision.cost import ModelDims, Recomputed, read_dims, sample_cost
+from llava_train.family.onevision.memory import activations, states
 from llava_train.model.build import DTYPES
 from llava_train.model.memory import peak_memory, restart_peak
 from llava_train.model.products import lacks_bf16
@@ -56,6 +57,7 @@ class Speed:
     seconds_per_step: float
     parts: dict[str, float]  # seconds of a step by part, measured in further steps
     peak_memory: int  # bytes, of the fullest rank
+    planned_memory: float  # bytes that family/onevision/memory.py expects of it, on a GPU
     loss: float  # of the last step
 
 
@@ -86,6 +88,13 @@ class Bench:
         tiles[0] = sum(len(batch.pixel_values) for batch in batches)  # tiles and labels add up linearly
         supervised[0] = sum(batch.num_supervised for batch in batches)
         return float(cost(lengths, tiles, supervised).sum())
+
+    def planned(self, batches: list[PackedBatch]) -> float:
+        """Bytes on this rank's GPU as `plan` expects them: the states, and the activations of the largest pack."""
+        stage = self.stage.settings
+        sizes = [(len(b.input_ids), len(b.pixel_values), b.num_supervised) for b in batches]
+        packs = activations(self.dims, stage, self._trainer.recomputed, *np.array(sizes).T)
+        return states(self.dims, stage, stage.zero, self.ranks.world_size).gpu + float(packs.max())
 
     def run(self, settings: BenchConfig) -> Speed:
         """Warm-up steps, measured ones, then as many again, at most ten, with the clock on their parts."""
@@ -134,6 +143,7 @@ class Bench:
             seconds_per_step=seconds / settings.steps,
             parts={part: parts[part] / clocked for part in PARTS},
             peak_memory=peak,
+            planned_memory=max(self.ranks.gather(self.planned(seen))),
             loss=result.loss,
         )
 

@@ -34,7 +34,7 @@ class Rows:
     weight: float = 1.0
 
     def to(self, device):
-        return self
+        return Rows(self.x.to(device), self.weight)
 
 
 class Toy(torch.nn.Module):
@@ -44,7 +44,7 @@ class Toy(torch.nn.Module):
         self.first, self.second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
 
     def forward(self, rows: Rows) -> torch.Tensor:
-        hidden = torch.relu(self.first(rows.x.to(self.first.weight.dtype)))
+        hidden = torch.relu(self.first(rows.x.to(self.first.weight)))
         return self.second(hidden).float().square().sum() * rows.weight
 
 

@@ -36,13 +36,17 @@ def by_hand() -> dict:
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_every_zero_level_equals_adamw_by_hand(torchrun, num_ranks):
+    check_results(FP32 + BF16, torchrun(num_ranks, "engine_worker.py", *FP32, *BF16))
+
+
+def check_results(everything: list[str], printed: str, fp32: float = 2e-6) -> None:
+    """What engine_worker.py printed of `everything`, against the steps by hand; fp32: relative tolerance there."""
     expected = by_hand()
     assert max(expected["norms"]) > 1  # clipping is at work
-    printed = torchrun(num_ranks, "engine_worker.py", *FP32, *BF16)
     results = [json.loads(line.removeprefix("RESULT ")) for line in printed.splitlines() if line.startswith("RESULT ")]
-    assert len(results) == len(FP32 + BF16)
-    for words, result in zip(FP32 + BF16, results, strict=True):
-        tolerance = 2e-6 if words.endswith("fp32") else 2e-2
+    assert len(results) == len(everything)
+    for words, result in zip(everything, results, strict=True):
+        tolerance = fp32 if words.endswith("fp32") else 2e-2
         assert result["losses"] == pytest.approx(expected["losses"], rel=tolerance), words
         assert result["norms"] == pytest.approx(expected["norms"], rel=tolerance), words
         assert result["part_norms"] == pytest.approx(expected["part_norms"], rel=tolerance), words
