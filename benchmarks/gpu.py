@@ -33,7 +33,7 @@ SAMPLES = 160  # made of each size
 FULL_PACKS = (
     *LARGE_PACKS,
     "stages.bench.pack.unit=tokens",
-    "stages.bench.pack.per_step=1",
+    "stages.bench.pack.per_step=2",
     "stages.bench.precision=bf16",
     "stages.bench.gradient_checkpointing=auto",
     "data.num_workers=8",

@@ -63,7 +63,7 @@ class Case:
     recipe: tuple[str, ...] = ()
 
 
-LARGE_PACKS = ("stages.bench.pack.max_tokens=32768", "stages.bench.pack.max_tiles=256", "stages.bench.max_length=32768",
+LARGE_PACKS = ("stages.bench.pack.max_tokens=32768", "stages.bench.pack.max_tiles=160", "stages.bench.max_length=32768",
                "stages.bench.video.max_frames=32")  # fmt: skip
 FROZEN = ("stages.bench.learning_rate.vision_tower=frozen", "stages.bench.learning_rate.projector=frozen")
 GPU = Case(

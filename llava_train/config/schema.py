@@ -232,6 +232,7 @@ class BenchConfig:
     stage: str = ""  # "" = the last
     steps: int = 20  # that are measured
     warmup: int = 3  # steps before them
+    profile: str = ""  # a file for torch.profiler's trace of two further steps; beside it .txt, its costliest operators
 
 
 @dataclass

@@ -15,7 +15,6 @@ from itertools import groupby, pairwise
 from typing import Any, Literal
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from llava_train.config.errors import ConfigError, Fault
@@ -28,8 +27,6 @@ LONGEST_BLOCKED = 768  # tokens of a document on a CPU, from which torch's own a
 AttentionChoice = Literal["auto", "flash_attn", "varlen", "sdpa"]
 Kernel = Literal["flash_attn", "varlen", "sdpa"]
 FLASH_CAPABILITY = (8, 0)  # of the GPU, from which the flash kernels run: Ampere
-# Of scaled_dot_product_attention on a GPU. Without cuDNN's, which is preferred on Hopper and plans anew for each size.
-BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -85,14 +82,18 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 
 def register() -> None:
-    """Makes `PACKED` and `TILES` known to transformers. No mask is built for a name without a mask function."""
+    """Makes `PACKED` and `TILES` known to transformers. No mask is built for a name without a mask function.
+
+    Of torch's own kernels cuDNN's is left aside: Hopper cards prefer it, and it plans anew for each number of tiles.
+    """
     from transformers import AttentionInterface
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
     AttentionInterface.register(PACKED, packed_attention)
     AttentionInterface.register(TILES, tile_attention)
 
 
-@torch.compiler.disable  # it goes by document on a CPU, and calls kernels that need no compiling on a GPU
 def packed_attention(
     _module: torch.nn.Module,
     query: torch.Tensor,  # [1, heads, T, head_dim]
@@ -106,7 +107,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Returns ([1, T, heads, head_dim], None)."""
+    """Returns ([1, T, heads, head_dim], None). With varlen it lies within a compiled layer's one graph."""
     assert attention_mask is None
     assert len(query) == 1
     assert dropout == 0.0
@@ -116,6 +117,7 @@ def packed_attention(
     return run(query, key, value, documents, scaling), None
 
 
+@torch.compiler.disable
 def _flash_attn(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scale: float
 ) -> torch.Tensor:
@@ -143,12 +145,13 @@ def _varlen(
     return out[None]
 
 
-@lru_cache
+@torch.compiler.assume_constant_result
 def _takes_groups(kernel: Any) -> bool:
     """Whether fewer keys than queries may be given; not before torch 2.12."""
     return "enable_gqa" in inspect.signature(kernel).parameters
 
 
+@torch.compiler.disable
 def _sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scale: float
 ) -> torch.Tensor:
@@ -180,7 +183,6 @@ def _blocked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale:
     return blocked_attention(rows, key.flatten(0, 1), value.flatten(0, 1), scale).reshape(query.shape)
 
 
-@torch.compiler.disable
 def tile_attention(
     _module: torch.nn.Module,
     query: torch.Tensor,  # [N, heads, patches, head_dim]
@@ -194,14 +196,15 @@ def tile_attention(
     """Of the tower: each patch sees its tile. Returns ([N, patches, heads, head_dim], None)."""
     assert attention_mask is None
     assert dropout == 0.0
+    run = _tiles_on_cpu if query.device.type == "cpu" else scaled_dot_product_attention
+    return run(query, key, value, scale=scaling).transpose(1, 2), None
+
+
+@torch.compiler.disable
+def _tiles_on_cpu(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     dtype = query.dtype
     if lacks_bf16(query):
         query, key, value = query.float(), key.float(), value.float()
-    if query.device.type == "cpu" and query.shape[2] <= LONGEST_BLOCKED:
-        out = (query * scaling @ key.transpose(2, 3)).softmax(-1) @ value
-    elif query.device.type == "cuda":
-        with sdpa_kernel(BACKENDS):
-            out = scaled_dot_product_attention(query, key, value, scale=scaling)
-    else:
-        out = scaled_dot_product_attention(query, key, value, scale=scaling)
-    return out.transpose(1, 2).to(dtype), None
+    if query.shape[2] > LONGEST_BLOCKED:
+        return scaled_dot_product_attention(query, key, value, scale=scale).to(dtype)
+    return ((query * scale @ key.transpose(2, 3)).softmax(-1) @ value).to(dtype)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from llava_train.train.stages import all_stages
 from llava_train.train.step import StepCounts, StepResult, count, train_step
 
 PARTS = ("forward", "backward", "optimizer")
+PROFILED = 2  # steps
+OPERATORS = 60  # in the table of a profile
 TRIALS = 5  # of a matrix product, of which the fastest counts
 
 
@@ -97,9 +100,9 @@ class Bench:
         return states(self.dims, stage, stage.zero, self.ranks.world_size).gpu + float(packs.max())
 
     def run(self, settings: BenchConfig) -> Speed:
-        """Warm-up steps, measured ones, then as many again, at most ten, with the clock on their parts."""
-        clocked = min(settings.steps, 10)
-        items = self.data.step_batches(0, settings.warmup + settings.steps + clocked)
+        """Warm-up steps, measured ones, then as many again, at most ten, with the clock on their parts; a profile."""
+        clocked, profiled = min(settings.steps, 10), PROFILED if settings.profile else 0
+        items = self.data.step_batches(0, settings.warmup + settings.steps + clocked + profiled)
         for _ in range(settings.warmup):
             self.step(next(items))
         self._restart_peak()
@@ -121,8 +124,10 @@ class Bench:
         )
         products = product_speed(self.dims, seen, self._device, DTYPES[stage.precision])
         with self._clock() as parts:
-            for item in items:
-                self.step(item)
+            for _ in range(clocked):
+                self.step(next(items))
+        if profiled:
+            self._profile(items, Path(settings.profile))
         samples, tokens, supervised = (counted / seconds).tolist()
         return Speed(
             stage=self.stage.name,
@@ -146,6 +151,18 @@ class Bench:
             planned_memory=max(self.ranks.gather(self.planned(seen))),
             loss=result.loss,
         )
+
+    def _profile(self, items: Iterator[StepBatches], file: Path) -> None:
+        """Takes the steps that are left; rank 0 writes their trace (for chrome://tracing) and a table of operators."""
+        with torch.profiler.profile() as profiler:
+            for item in items:
+                self.step(item)
+        if self.ranks.is_first:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(file))
+            by = "self_cuda_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
+            table = profiler.key_averages().table(sort_by=by, row_limit=OPERATORS, max_name_column_width=80)
+            file.with_name(f"{file.name}.txt").write_text(table, encoding="utf-8")
 
     @property
     def _device(self) -> torch.device:

@@ -14,6 +14,7 @@ from llava_train.train.bench import products_of
 
 def test_bench_tells_figures_that_fit_each_other_and_saves_nothing(capsys, tmp_path):
     words = ["bench", "+recipe=tiny", f"run.dir={tmp_path}/run", "bench.steps=2", "bench.warmup=1"]
+    words.append(f"bench.profile={tmp_path}/profile/trace.json")
     assert main(words) == 0
     told = capsys.readouterr().out
     speed = json.loads(told.splitlines()[-1])
@@ -25,6 +26,10 @@ def test_bench_tells_figures_that_fit_each_other_and_saves_nothing(capsys, tmp_p
     assert speed["hfu"] > speed["mfu"] > 0  # the stage recomputes
     assert 0 <= speed["data_wait"] < 1
     assert all(seconds > 0 for seconds in speed["parts"].values())
+    assert {event["name"] for event in json.loads((tmp_path / "profile/trace.json").read_text())["traceEvents"]} > {
+        "aten::mm"
+    }
+    assert "aten::mm" in (tmp_path / "profile/trace.json.txt").read_text()
     assert not [*(tmp_path / "run").rglob("step-*"), *(tmp_path / "run").rglob("hf")]
 
 

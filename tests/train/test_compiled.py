@@ -74,12 +74,12 @@ def test_compiled_recomputed_layers_are_compiled(fresh, monkeypatch):
     assert counters["stats"]["unique_graphs"] > 0
 
 
-def test_as_many_graphs_for_twelve_layers_as_for_two(monkeypatch):
+def test_as_many_graphs_for_eight_layers_as_for_two(monkeypatch):
     """Whatever a layer carries of its own, torch.compile guards, and then compiles it by itself."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     graphs = []
-    for num_layers in (2, 12):
+    for num_layers in (2, 8):
         torch._dynamo.reset()
         counters.clear()
         config = tiny_config(byte_tokenizer(), text={"num_hidden_layers": num_layers})
@@ -91,6 +91,38 @@ def test_as_many_graphs_for_twelve_layers_as_for_two(monkeypatch):
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 0
     torch._dynamo.reset()
+
+
+@torch.library.custom_op("llava_train_tests::varlen", mutates_args=())
+def varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int
+) -> torch.Tensor:
+    """Stands in for the GPU's kernel: as opaque to torch.compile."""
+    assert int(bounds.diff().max()) == longest
+    return query + key.repeat_interleave(query.shape[1] // key.shape[1], dim=1) + value.mean()
+
+
+varlen.register_fake(lambda query, *_: torch.empty_like(query))
+
+
+@pytest.mark.parametrize("recomputed", [Recomputed(), Recomputed(0, 3)], ids=["kept", "recomputed"])
+def test_varlen_attention_breaks_no_layer_and_no_pack_compiles_anew(monkeypatch, fresh, recomputed):
+    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
+        return varlen(query, key, value, cu_seq_q, max_q)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    monkeypatch.setattr("llava_train.model.onevision.choose_kernel", lambda *_: "varlen")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = tiny_model(tiny_config(byte_tokenizer(), text={"num_hidden_layers": 3})).train()
+    set_layers(model, recomputed, compiled=True)
+    ours, graphs = PackedForward(model, checkpoint_geometry(model.config)), []
+    with torch.no_grad():
+        for one in (pack(3, 7), pack(2, 20), pack(5, 33), pack(1, 10)):
+            ours(one)
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[-1] == graphs[1]
+    assert all("_tiles_on_cpu" in reason for reason in counters["graph_break"]), "the tower's, on a CPU"
 
 
 def test_compiling_at_zero_3_is_refused():
