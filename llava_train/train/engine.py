@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import io
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -83,8 +84,9 @@ class Engine:
         self.ranks = ranks
         self.group_names = [group["name"] for group in groups]
         self.base_rates = [float(group["lr"]) for group in groups]
-        self._fused = not stage.zero.offload_optimizer
-        self._torch_optimizer = build_optimizer(groups, stage.optimizer, self._fused)
+        if stage.zero.offload_optimizer and ranks.device.type == "cuda":
+            torch.set_num_threads(host_threads(ranks.environ))
+        self._torch_optimizer = build_optimizer(groups, stage.optimizer)
         settings = deepspeed_config(stage, ranks.world_size)
         with redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimiser prints its memory a dozen times
             _read_into_shards(module, settings)
@@ -191,8 +193,7 @@ class Engine:
                 for kind in MOMENTS:
                     moment = state.setdefault(kind, torch.zeros_like(part.flat, requires_grad=False))
                     part.of(moment).copy_(_read(optimizer, f"{kind}/{part.name}", part))
-                device = part.flat.device if self._fused else "cpu"
-                state["step"] = torch.tensor(float(step), device=device)
+                state["step"] = torch.tensor(float(step), device=part.flat.device)
                 self._torch_optimizer.state[part.flat] = state
             refresh_weights(self._engine.optimizer, self._level)
         if self._level == 3:
@@ -240,5 +241,11 @@ def _read(files: SlicedFiles, name: str, part: Slice) -> torch.Tensor:
     return files.read(name, part.start, part.start + part.numel)
 
 
-def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerConfig, fused: bool) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=fused or None)
+def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerConfig) -> torch.optim.AdamW:
+    """One pass over each tensor, on a GPU and, where the state is offloaded, on the host."""
+    return torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True)
+
+
+def host_threads(environ: Mapping[str, str]) -> int:
+    """Threads of a rank whose host updates the weights: its share of the cores. torchrun would leave it one."""
+    return max(1, len(os.sched_getaffinity(0)) // int(environ.get("LOCAL_WORLD_SIZE", 1)))

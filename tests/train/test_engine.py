@@ -6,7 +6,7 @@ import engine_worker
 import pytest
 import torch
 
-from llava_train.train.engine import place_buffers
+from llava_train.train.engine import host_threads, place_buffers
 
 FP32 = ["0,0,fp32", "1,0,fp32", "2,0,fp32", "3,0,fp32", "2,1,fp32", "3,1,fp32"]
 BF16 = ["0,0,bf16", "1,0,bf16", "2,0,bf16", "3,0,bf16", "3,1,bf16"]
@@ -63,3 +63,12 @@ def test_buffers_are_placed_where_the_batches_are():
     place_buffers(module, torch.device("meta"))
     assert {buffer.device.type for buffer in module.buffers()} == {"meta"}
     assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
+
+
+def test_ranks_share_the_cores_of_their_host(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    assert [host_threads(environ) for environ in ({}, {"LOCAL_WORLD_SIZE": "8"}, {"LOCAL_WORLD_SIZE": "100"})] == [
+        64,
+        8,
+        1,
+    ]
