@@ -14,6 +14,7 @@ from llava_train.cli.chat import Chat, chat
 from llava_train.config.generate_rules import SAMPLING
 from llava_train.config.load import load_verb
 from llava_train.config.schema import GenerateConfig
+from llava_train.config.start import stamps
 from llava_train.data.prompts import prompt_sample, read_prompts
 from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
 from llava_train.train.answer_file import AnswerFile
@@ -92,12 +93,10 @@ def answer_settings(config: GenerateConfig) -> dict[str, Any]:
     for key, folder in (("model.init", config.model.init), ("adapter", config.adapter)):
         is_local = bool(folder) and Path(folder).is_dir()
         named[key] = str(Path(folder).resolve()) if is_local else folder
-        named[f"weights of {key}"] = _weights(Path(folder)) if is_local else ""
+        named[f"weights of {key}"] = _weights(folder) if is_local else ""
     return named
 
 
-def _weights(folder: Path) -> str:
+def _weights(folder: str) -> str:
     """Changes with the size or the time of a file of weights."""
-    stats = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
-    told = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    return hashlib.sha256(repr([tuple(stamp) for stamp in stamps(folder)]).encode()).hexdigest()[:12]

@@ -1,9 +1,8 @@
-"""What a run needs on disk, judged without loading a weight or a pixel: checkpoints, sources, records for a batch."""
+"""What a run needs on disk, judged without loading a pixel: sources, held-out samples, records for a batch."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +15,8 @@ from llava_train.config.plain import read_plain
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import Config, StageConfig
 
-TINY = "tiny"  # the value of model.init that stands for random weights
 COUNT_LIMIT = 64 * 2**20  # bytes; a larger file is not opened to count its records
 PACKED_KINDS = ("parquet", "arrow", "tar")  # to count these takes a library, or reading them through
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass
@@ -40,7 +37,7 @@ def check_files(
     """
     records: dict[str, StageRecords] = {}
     faults: list[Fault] = []
-    checks = [partial(check, config) for check in (start_faults, task_faults, held_out_faults, *more)]
+    checks = [partial(check, config) for check in (task_faults, held_out_faults, *more)]
     for name, stage in getattr(config, "stages", {}).items():
         records[name] = StageRecords()
         checks.append(partial(stage_faults, config, name, stage, records[name]))
@@ -51,21 +48,6 @@ def check_files(
             if complete:
                 raise
     return records, faults
-
-
-def start_faults(config: Config) -> list[Fault]:
-    """Where the first stage starts: a checkpoint, or the two parts."""
-    model = config.model
-    if model.init == TINY:
-        return []
-    if model.init:
-        remedy = "run the recipe that writes this folder first, or start elsewhere: model.init=DIR_OR_HUB_NAME"
-        return _folder_faults("model.init", model.init, remedy)
-    faults = []
-    for part in ("language_model", "vision_tower"):
-        if path := getattr(model, part):
-            faults += _folder_faults(f"model.{part}", path, f"put it there, or set model.{part}=DIR_OR_HUB_NAME")
-    return faults
 
 
 def task_faults(config: Config) -> list[Fault]:
@@ -170,21 +152,3 @@ def count_records(file: str | Path) -> int:
 def index_folder(config: Config) -> Path:
     """Where the indexes of sources and the plans of epochs are kept, for all runs beside this one."""
     return Path(config.data.cache or Path(config.run.dir).parent / "index")
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a start names a model on the hub: ORG/NAME, where nothing of that name, nor ORG, lies on disk."""
-    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists() and not Path(name).parent.exists()
-
-
-def _folder_faults(key: str, path: str, remedy: str) -> list[Fault]:
-    if is_hub_name(path):
-        return []
-    folder = Path(path)
-    if not folder.is_dir():
-        return [Fault(key, f"no folder {path}", remedy)]
-    if not (folder / "config.json").is_file():
-        return [Fault(key, f"{path} has no config.json, so it is no checkpoint", remedy)]
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        return [Fault(key, f"{path} has no weights (*.safetensors)", remedy)]
-    return []

@@ -13,25 +13,30 @@ import torch
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_train.config.schema import GenerateModel, ModelConfig, Precision
-from llava_train.family.onevision.settings import read_config, read_tokenizer
+from llava_train.config.start import TINY
+from llava_train.family.onevision.settings import read_settings, read_tokenizer
+from llava_train.family.onevision.start import open_start
 from llava_train.model.parts import Load, join_parts
 from llava_train.model.quantized import LoadIn, load_quantized
-from llava_train.model.strict import config_error, load_strictly
+from llava_train.model.strict import load_strictly
 from llava_train.model.tiny import make_tiny
 from llava_train.model.trainable import PARTS, Part
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TINY = "tiny"
 DeviceMap = Literal["none", "auto"] | dict[str, str | int]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The model in the precision asked for, its tokenizer with `<image>` and `<video>`, and each part's origin."""
+    """The model in the precision asked for, its tokenizer with `<image>` and `<video>`, and each part's origin.
+
+    folder: of the checkpoint, on this machine; None where it was joined from parts.
+    """
 
     model: LlavaOnevisionForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
     sources: dict[Part, str]
+    folder: Path | None = None
 
 
 def resolve_init(model: ModelConfig, cache_dir: Path) -> ModelConfig:
@@ -72,16 +77,13 @@ def load_checkpoint(
     modules; none: on the CPU, quantised on the current CUDA device where there is one.
     """
     places: dict[str, Any] = {} if device_map == "none" else {"device_map": device_map}
-    tokenizer = read_tokenizer(model.init, read_config(model.init))
+    start = open_start("model.init", model.init)
+    tokenizer = read_tokenizer(start, read_settings(start))
     if load_in == "none":
-        hf_model = load(LlavaOnevisionForConditionalGeneration, "model.init", model.init, dtype, **places)
+        hf_model = load(LlavaOnevisionForConditionalGeneration, "model.init", start.folder, dtype, **places)
     else:
-        hf_model = load_quantized("model.init", model.init, dtype, load_in, **places)
-    config = hf_model.config
-    if not isinstance(config.vision_feature_layer, int) or config.vision_feature_select_strategy != "full":
-        told = f"vision_feature_layer {config.vision_feature_layer}, {config.vision_feature_select_strategy}"
-        raise config_error("model.init", told, "use a checkpoint with one vision_feature_layer and the strategy full")
-    return LoadedModel(hf_model, tokenizer, dict.fromkeys(PARTS, model.init))
+        hf_model = load_quantized("model.init", start.folder, dtype, load_in, **places)
+    return LoadedModel(hf_model, tokenizer, dict.fromkeys(PARTS, model.init), start.folder)
 
 
 def _from_parts(model: ModelConfig, dtype: torch.dtype, seed: int, load: Load) -> LoadedModel:

@@ -175,7 +175,7 @@ def _config(
 ) -> tuple[LlavaOnevisionConfig, str]:
     """The model's config, and a pattern of keys that a tower's folder holds and the model does not use."""
     if base_kind == "onevision":
-        return LlavaOnevisionConfig.from_pretrained(settings.base), "^$"
+        return LlavaOnevisionConfig.from_pretrained(settings.base, trust_remote_code=False), "^$"
     text = text_config(content)
     vision, unused = tower_config(Path(settings.vision_tower) if settings.vision_tower else None)
     tile = vision.image_size
@@ -210,7 +210,7 @@ def _tokenizer(settings: ConvertConfig, config: LlavaOnevisionConfig) -> PreTrai
     if not folder:
         problem = f"there are no tokenizer files in {' or '.join(folders)}"
         raise ConfigError([Fault("original", problem, "copy those of the language model there")])
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=config.text_config)
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=config.text_config, trust_remote_code=False)
     add_tags(tokenizer)
     ids = tokenizer.get_added_vocab()
     config.image_token_index, config.video_token_index = ids[IMAGE_TAG], ids[VIDEO_TAG]

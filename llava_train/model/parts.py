@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerBase,
@@ -22,7 +21,9 @@ from transformers import (
 )
 
 from llava_train.config.schema import ModelConfig
-from llava_train.family.onevision.settings import read_model
+from llava_train.config.start import Start
+from llava_train.family.onevision.settings import join_settings, read_config
+from llava_train.family.onevision.start import open_starts
 from llava_train.model.strict import load_strictly
 from llava_train.model.unread import read_weight, unread
 
@@ -39,10 +40,11 @@ def join_parts(
 
     Raises ConfigError where a part is of another type, or its weights are absent or do not fit.
     """
-    settings, tokenizer = read_model(model)
-    language_model = _load_language_model(model.language_model, dtype, load)
+    text_start, tower_start = open_starts(model)
+    settings, tokenizer = join_settings(text_start, tower_start)
+    language_model = _load_language_model(text_start, dtype, load)
     _add_rows(language_model, max(settings.image_token_id, settings.video_token_id) + 1)
-    tower = _load_tower(model.vision_tower, dtype, load)
+    tower = _load_tower(tower_start, dtype, load)
     sides = [settings.tile_size * count for count in range(1, 7)]
     config = LlavaOnevisionConfig(
         vision_config=tower.config,
@@ -61,11 +63,11 @@ def join_parts(
     return hf_model.eval(), tokenizer
 
 
-def _load_language_model(folder: str, dtype: torch.dtype, load: Load) -> Any:
+def _load_language_model(start: Start, dtype: torch.dtype, load: Load) -> Any:
     """Without a padding id in its config: the embedding of that token, often an end token, would get no gradient."""
-    config = AutoConfig.from_pretrained(folder)
+    config: Any = read_config(start)
     config.pad_token_id = None
-    return load(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "model.language_model", folder, dtype, config=config)
+    return load(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "model.language_model", start.folder, dtype, config=config)
 
 
 def _add_rows(language_model: Any, needed: int) -> None:
@@ -87,20 +89,20 @@ def _add_rows(language_model: Any, needed: int) -> None:
             module.weight[rows:] = module.weight[:rows].mean(dim=0, dtype=torch.float32)
 
 
-def _load_tower(folder: str, dtype: torch.dtype, load: Load) -> SiglipVisionModel:
+def _load_tower(start: Start, dtype: torch.dtype, load: Load) -> SiglipVisionModel:
     """A SigLIP tower. A published one (with its pooling head) loses the head and its last layer.
 
     LLaVA-OneVision reads the output of layer 26 of SO400M's 27: the last hidden state of the tower cut so.
     A tower whose config has `vision_use_head: false` is taken whole.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config: Any = read_config(start)
     config = getattr(config, "vision_config", config)
     dropped = r"^(text_model\.|logit_)"
     if config.vision_use_head:
         config.vision_use_head = False
         config.num_hidden_layers -= 1
         dropped += rf"|^(vision_model\.)?(head\.|encoder\.layers\.{config.num_hidden_layers}\.)"
-    return load(SiglipVisionModel, "model.vision_tower", folder, dtype, config=config, dropped=dropped)
+    return load(SiglipVisionModel, "model.vision_tower", start.folder, dtype, config=config, dropped=dropped)
 
 
 def _new_projector(hf_model: LlavaOnevisionForConditionalGeneration, dtype: torch.dtype, seed: int) -> None:

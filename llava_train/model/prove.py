@@ -189,7 +189,12 @@ def _installed_keys(folder: Path) -> tuple[str, dict[str, float]]:
     load: Any = LlavaOnevisionForConditionalGeneration.from_pretrained
     with _quiet():
         model, info = load(
-            folder, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True, **_LOADING
+            folder,
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **_LOADING,
         )
     wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     if any(wrong.values()):
@@ -207,7 +212,7 @@ def _config(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[str, 
     text = content["text_config"]
     trained: Any = config.text_config
     rope, trained_rope = text["rope_parameters"], dict(trained.rope_parameters)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tags = tokenizer.get_added_vocab()
     ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
     is_default = rope["rope_type"] == "default"
@@ -287,13 +292,15 @@ _LOADING: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "attn_impl
 
 def _loaded(folder: Path) -> LlavaOnevisionForConditionalGeneration:
     with _quiet():
-        return LlavaOnevisionForConditionalGeneration.from_pretrained(folder, **_LOADING)
+        return LlavaOnevisionForConditionalGeneration.from_pretrained(folder, trust_remote_code=False, **_LOADING)
 
 
 def _assembled(config: LlavaOnevisionConfig, dtype: torch.dtype, read: Read) -> LlavaOnevisionForConditionalGeneration:
     """The model of this config with each parameter as `read` gives it; nothing of the folder."""
     with no_init_weights(), init_empty_weights():
-        model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model: Any = AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+        )
     names = expected_specs(config, dtype)
     model.load_state_dict({name: read(name) for name in names}, strict=False, assign=True)
     model.tie_weights()
@@ -319,14 +326,15 @@ def _forward(make: Callable[[], LlavaOnevisionForConditionalGeneration], inputs:
 
 def _prompt(folder: Path) -> dict[str, Any]:
     """A small image of coloured stripes and a question, by the folder's own tokenizer and image processor."""
-    config = LlavaOnevisionConfig.from_pretrained(folder)
+    config = LlavaOnevisionConfig.from_pretrained(folder, trust_remote_code=False)
     geometry = checkpoint_geometry(config)
     side = geometry.tile_size
     stripes = np.add.outer(np.arange(side), np.arange(side))[..., None] * np.array([3, 5, 7])
     picture = Image.fromarray((stripes % 256).astype(np.uint8))
-    pixels = LlavaOnevisionImageProcessorPil.from_pretrained(folder)(picture, return_tensors="pt")
+    processor = LlavaOnevisionImageProcessorPil.from_pretrained(folder, trust_remote_code=False)
+    pixels = processor(picture, return_tensors="pt")
     image = [config.image_token_index] * geometry.image(side, side).num_tokens
-    text = AutoTokenizer.from_pretrained(folder)(QUESTION)["input_ids"]
+    text = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(QUESTION)["input_ids"]
     return {"input_ids": torch.tensor([[*image, *text]]), **pixels}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,7 @@ CLASSES = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
 
 
 def load_quantized(
-    key: str, folder: str, dtype: torch.dtype | Literal["auto"], load_in: LoadIn, **kwargs: Any
+    key: str, folder: Path, dtype: torch.dtype | Literal["auto"], load_in: LoadIn, **kwargs: Any
 ) -> LlavaOnevisionForConditionalGeneration:
     """The checkpoint `folder`, which `key` of the configuration names, quantised while it is read.
 
@@ -37,7 +38,7 @@ def load_quantized(
     """
     if not find_spec("bitsandbytes"):
         raise _fault(f"{load_in} needs bitsandbytes, which is not installed", "pip install 'llava_train[quant]'")
-    config = LlavaOnevisionConfig.from_pretrained(folder)
+    config = LlavaOnevisionConfig.from_pretrained(folder, trust_remote_code=False)
     stored: Any = config.dtype or torch.float32
     compute: torch.dtype = stored if dtype == "auto" else dtype
     if load_in == "4bit":
@@ -70,7 +71,7 @@ def refuse_other_classes(hf_model: nn.Module, load_in: LoadIn) -> None:
         raise _fault("; ".join(told), "load a checkpoint that is not quantised itself, or set load_in=none")
 
 
-def _refuse_other_shapes(key: str, folder: str, hf_model: nn.Module) -> None:
+def _refuse_other_shapes(key: str, folder: Path, hf_model: nn.Module) -> None:
     """transformers compares no shape of a weight that it quantises."""
     layers: dict[str, Any] = {
         n: m for n, m in hf_model.named_modules() if n.startswith(LAYERS) and isinstance(m, nn.Linear)
@@ -82,7 +83,7 @@ def _refuse_other_shapes(key: str, folder: str, hf_model: nn.Module) -> None:
         raise config_error(key, problem, "use a checkpoint of this architecture")
 
 
-def _refuse_broken_blocks(folder: str, config: LlavaOnevisionConfig, dtype: torch.dtype) -> None:
+def _refuse_broken_blocks(folder: Path, config: LlavaOnevisionConfig, dtype: torch.dtype) -> None:
     """bitsandbytes 0.50.2 fails on rows of broken blocks as soon as a CPU with AVX512-BF16 evaluates them."""
     shapes = {n: spec.shape for n, spec in expected_specs(config, dtype).items() if n.startswith(LAYERS)}
     for name, shape in shapes.items():

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 
 from llava_train.model.prove import OLDER_MODULES, older_name
 from llava_train.model.stored import StoredTensors
 
 
-def resolve_folder(init: str) -> Path:
-    """A checkpoint that was loaded: its folder, or where the hub's copy of it lies."""
-    return Path(init).resolve() if Path(init).is_dir() else Path(snapshot_download(init, local_files_only=True))
-
-
 class StartWeights:
     """shapes: of all parameters, by module name. Raises ConfigError where a file is not readable."""
 
-    def __init__(self, folder: Path):
-        self._stored = StoredTensors("model.init", sorted(folder.glob("*.safetensors")))
+    def __init__(self, files: Sequence[Path]):
+        self._stored = StoredTensors("model.init", files)
         self._keys = {module_name(key): key for key in self._stored.specs}
         self.shapes = {name: self._stored.specs[key].shape for name, key in self._keys.items()}
 

@@ -12,13 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.start import INDEX, PICKLES, WEIGHTS, pointer_fault, read_header, weight_files
 from llava_train.model.tensorfile import DTYPES, Spec
-
-# index, then single file, in the order in which transformers looks for them
-_WEIGHTS = (
-    ("model.safetensors.index.json", "model.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
-)
 
 
 class StoredTensors:
@@ -50,6 +45,7 @@ class StoredTensors:
 
     def _safetensors_specs(self, path: Path) -> dict[str, Spec]:
         try:
+            read_header(self._key, path)
             with safe_open(path, framework="pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
                 return {name: Spec(DTYPES[s.get_dtype()], tuple(s.get_shape())) for name, s in slices.items()}
@@ -62,6 +58,8 @@ class StoredTensors:
     def _unpickled(self, path: Path) -> dict[str, torch.Tensor]:
         """Mapped to memory, not read. Code in a pickle does not run."""
         try:
+            if fault := pointer_fault(self._key, path):
+                raise ConfigError([fault])
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             problem = f"{path} holds more than tensors; it was not unpickled: {_first_line(error)}"
@@ -76,19 +74,15 @@ class StoredTensors:
 
 def open_weights(key: str, folder: Path) -> StoredTensors:
     """The weights of a model folder, safetensors before pickles. Raises ConfigError."""
-    for index, single in _WEIGHTS:
-        if (folder / index).is_file():
-            names = sorted(set(read_json(key, folder / index).get("weight_map", {}).values()))
-            return StoredTensors(key, [folder / name for name in names])
-        if (folder / single).is_file():
-            return StoredTensors(key, [folder / single])
-    raise _fault(
-        key, f"{folder} holds no weights", f"it needs one of {', '.join(n for pair in _WEIGHTS for n in pair)}"
-    )
+    if files := weight_files(folder, pickled=True):
+        return StoredTensors(key, files)
+    for index in (path for path in (folder / INDEX, folder / PICKLES[1]) if path.is_file()):
+        read_json(key, index)  # says what is wrong with it
+    raise _fault(key, f"{folder} holds no weights", f"it needs one of {', '.join((WEIGHTS, INDEX, *PICKLES))}")
 
 
 def has_weights(folder: Path) -> bool:
-    return any((folder / name).is_file() for pair in _WEIGHTS for name in pair)
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX, *PICKLES))
 
 
 def read_json(key: str, path: Path) -> dict[str, Any]:

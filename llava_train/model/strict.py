@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from llava_train.config.errors import ConfigError, Fault
 
 
 def load_strictly(
-    model_class: Any, key: str, folder: str, dtype: torch.dtype | str, dropped: str = "^$", **kwargs: Any
+    model_class: Any, key: str, folder: Path, dtype: torch.dtype | str, dropped: str = "^$", **kwargs: Any
 ) -> Any:
     """`from_pretrained` of the folder that `key` of the config names, without code from it.
 
@@ -27,6 +28,7 @@ def load_strictly(
             None if "state_dict" in kwargs else folder,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # reported, then refused below, together with the others
             output_loading_info=True,
             attn_implementation="sdpa",

@@ -119,7 +119,9 @@ def make_tiny(out: Path, tokenizer_folder: Path | None = None, *, seed: int = 0,
     if out.exists():
         return out
     unfinished = out.with_name(f"{out.name}.{os.getpid()}")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder) if tokenizer_folder else byte_tokenizer()
+    tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
+    if tokenizer_folder:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
     add_tags(tokenizer)
     hf_model = tiny_model(tiny_config(tokenizer, **config), seed)
     video = VideoConfig(fps=1.0, max_frames=4)

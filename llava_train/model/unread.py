@@ -10,24 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig
 
-from llava_train.model.stored import open_weights
+from llava_train.config.start import weight_files
+from llava_train.model.stored import StoredTensors
 from llava_train.model.strict import load_strictly
 
 
-def load_unread(model_class: Any, key: str, folder: str, dtype: torch.dtype, dropped: str = "^$", **kwargs: Any) -> Any:
+def load_unread(
+    model_class: Any, key: str, folder: Path, dtype: torch.dtype, dropped: str = "^$", **kwargs: Any
+) -> Any:
     """As `load_strictly`, which finds the parameter of every tensor, but nothing is read.
 
     In place of tensors it is given their numbers, stretched to their shapes: what it puts where, tells which is whose.
     """
-    path = Path(folder) if Path(folder).is_dir() else Path(snapshot_download(folder, allow_patterns=["*.safetensors*"]))
-    if not list(path.glob("*.safetensors")):
-        return load_strictly(model_class, key, folder, dtype, dropped, **kwargs)  # says what is missing
-    kwargs = {"config": AutoConfig.from_pretrained(folder), **kwargs}
-    stored = open_weights(key, path)
+    kwargs = {"config": AutoConfig.from_pretrained(folder, trust_remote_code=False), **kwargs}
+    stored = StoredTensors(key, weight_files(folder))
     names = list(stored.specs)
     numbers = {name: torch.tensor(float(i)).expand(stored.specs[name].shape) for i, name in enumerate(names)}
     hf_model = load_strictly(model_class, key, folder, torch.float32, dropped, state_dict=numbers, **kwargs)
@@ -37,7 +36,7 @@ def load_unread(model_class: Any, key: str, folder: str, dtype: torch.dtype, dro
         parameter.read = lambda name=name: stored.read(name).to(dtype)
     for config in (hf_model.config, *(getattr(hf_model.config, name) for name in hf_model.config.sub_configs)):
         config.dtype = dtype
-    hf_model.config._name_or_path = folder
+    hf_model.config._name_or_path = str(folder)
     return hf_model
 
 

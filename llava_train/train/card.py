@@ -15,7 +15,7 @@ from llava_train.config.adapter_rules import how_trained
 from llava_train.config.errors import ConfigError
 from llava_train.config.mixture import stage_sources
 from llava_train.config.schema import Config, ModelConfig, StageConfig
-from llava_train.model.build import TINY
+from llava_train.config.start import TINY
 from llava_train.model.card import Card, Origin, Source, card_record, is_hub_name, last_names, render_card
 from llava_train.model.hf import PREPARATION_FILE
 from llava_train.model.trainable import PARTS

@@ -84,10 +84,11 @@ def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
     return ""
 
 
-def start_of(base: Path) -> Path | None:
-    """The folder whose weights the stage's frozen ones are; None where `base` holds them itself."""
+def start_of(base: Path) -> tuple[Path, dict[str, dict[str, Any]]] | None:
+    """The folder whose weights the stage's frozen ones are, and size and hash of its files; None where `base` holds
+    them itself."""
     start = json.loads(manifest_of(base).read_text(encoding="utf-8")).get("start")
-    return Path(start["folder"]) if start else None
+    return (Path(start["folder"]), start["files"]) if start else None
 
 
 def _readable(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.evaluate_rules import evaluated_sources
 from llava_train.config.schema import EvaluateConfig
+from llava_train.config.start import stamps
 from llava_train.config.typed import shown
 from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
 from llava_train.train.checkpoint import write_whole
@@ -65,7 +66,7 @@ def report(config: EvaluateConfig, folder: Path, questions: Sequence[Question], 
 
 def asked_of(config: EvaluateConfig) -> dict[str, Any]:
     """What the answers depend on, by key: another value belongs in another folder."""
-    weights = {name: _stamps(folder) for name, folder in (("model", config.model.init), ("adapter", config.adapter))}
+    weights = {name: stamps(folder) for name, folder in (("model", config.model.init), ("adapter", config.adapter))}
     sources = {name: [_digest(source.path), *astuple(source)] for name, source in evaluated_sources(config).items()}
     # The scores' own settings are not among these: they are worked out anew by each call.
     keys = ("adapter", "load_in", "dtype", "limit", "max_new_tokens", "seed")
@@ -148,9 +149,3 @@ def _digest(place: Path) -> str:
     """Of a file's content, of a folder's names."""
     content = "\n".join(map(str, sorted(place.rglob("*")))).encode() if place.is_dir() else place.read_bytes()
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _stamps(folder: str) -> list[Any]:
-    """Of weights on this machine; a hub name has none."""
-    files = sorted(Path(folder).glob("*.safetensors")) if folder else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -83,7 +83,10 @@ def open_weights(base: Path, step: Path, config: Any, lora: Mapping[str, LoraCon
     try:
         trained = SlicedFiles(checkpoint.weight_files(step))
         start = checkpoint.start_of(base)
-        frozen = StartWeights(start) if start else SlicedFiles(checkpoint.frozen_files(base))
+        if start:
+            frozen = StartWeights([start[0] / name for name in start[1]])
+        else:
+            frozen = SlicedFiles(checkpoint.frozen_files(base))
     except ValueError as error:
         raise RunError(f"{step} cannot be exported: {error}\n    -> take another step: step=N") from error
     specs = expected_specs(config, config.dtype)
@@ -107,7 +110,7 @@ def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
     restart_peak()
     before = peak_memory()
     base = stage_dir / checkpoint.BASE
-    config: Any = LlavaOnevisionConfig.from_pretrained(base)
+    config: Any = LlavaOnevisionConfig.from_pretrained(base, trust_remote_code=False)
     weights = open_weights(base, step, config, _stage_of(stage_dir).settings.lora)
     with whole_folder(out) as folder:
         _copy_support(base, folder)
@@ -136,7 +139,7 @@ def export_adapter(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
     if saved is None:
         told = f"{stage_dir} trains the whole language model, which no adapter can hold"
         raise RunError(f"{told}\n    -> export the whole model: merge=true")
-    config: Any = LlavaOnevisionConfig.from_pretrained(base)
+    config: Any = LlavaOnevisionConfig.from_pretrained(base, trust_remote_code=False)
     weights = open_weights(base, step, config, stage.settings.lora)
     with torch.device("meta"):
         plain = LlavaOnevisionForConditionalGeneration(config)

@@ -26,7 +26,6 @@ from llava_train.model.adapter import inject, saved_modules
 from llava_train.model.build import DTYPES, LoadedModel
 from llava_train.model.hf import Preparation, write_support
 from llava_train.model.onevision import PackedForward
-from llava_train.model.start import resolve_folder
 from llava_train.model.trainable import PartRow, parameter_groups, part_of, part_table, set_trainable
 from llava_train.train import checkpoint
 from llava_train.train.card import start_record
@@ -131,12 +130,22 @@ class Trainer:
             self.state = checkpoint.load(newest, self.engine)
             self._saved_step = self.state.step
         below = self.stage.settings.lora or self.stage.settings.load_in != "none"  # weights that no checkpoint holds
-        start = resolve_folder(self.loaded.sources["language_model"]) if below else None
+        start = self.loaded.folder.resolve() if below and self.loaded.folder else None
+        if newest is not None:
+            self._refuse_another_start(start)
         self.saver.refuse_little_space(has_base=start is None)
         if self.ranks.is_first:
             checkpoint.write_whole(folder / "config.yaml", dump(self.config))
         if newest is None:
             self.saver.write_base(self._write_support, start)
+
+    def _refuse_another_start(self, start: Path | None) -> None:
+        """Raises RunError where the frozen weights that were loaded are not those that the stage began on."""
+        recorded = checkpoint.start_of(self.stage.folder / checkpoint.BASE)
+        if not (start and recorded) or start == recorded[0]:  # whose files were compared with their hashes already
+            return
+        if self.saver.hashes(start) != recorded[1]:
+            refuse(self.stage, [f"weights of model.init: {recorded[0]} -> {start}"])
 
     def _write_support(self, folder: Path) -> None:
         dtype = DTYPES[self.stage.settings.precision]

@@ -17,6 +17,7 @@ import torch
 
 from llava_train.config.errors import RunError
 from llava_train.config.schema import CheckpointConfig
+from llava_train.config.start import weight_files
 from llava_train.model.hf import flush, flush_tree
 from llava_train.model.tensorfile import Spec, Written, file_sha256, write_tensors
 from llava_train.train import checkpoint
@@ -55,7 +56,7 @@ class Saver:
         content: dict[str, Any] = {}
         files, error = dict[str, Written](), ""
         if start:
-            content["start"] = {"folder": str(start), "files": self._hashes(start)}
+            content["start"] = {"folder": str(start), "files": self.hashes(start)}
         else:
             files, error = self._try(lambda: self._write(beside, "frozen", _values(self.engine.frozen_slices())))
         if self.ranks.is_first and not error:
@@ -63,9 +64,9 @@ class Saver:
             files = files | support
         self._commit(_Pending(folder, content, None, files, error))
 
-    def _hashes(self, start: Path) -> dict[str, dict[str, Any]]:
+    def hashes(self, start: Path) -> dict[str, dict[str, Any]]:
         """Size and hash of the weight files of a start; the ranks divide the reading."""
-        paths = sorted(start.glob("*.safetensors"))[self.ranks.rank :: self.ranks.world_size]
+        paths = weight_files(start)[self.ranks.rank :: self.ranks.world_size]
         mine = {path.name: asdict(Written(path.stat().st_size, file_sha256(path))) for path in paths}
         return {name: written for of_rank in self.ranks.gather(mine) for name, written in of_rank.items()}
 

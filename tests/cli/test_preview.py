@@ -1,4 +1,4 @@
-"""`preview` through the real command line, on a folder with a config and a tokenizer alone."""
+"""`preview` through the real command line, on a folder with a config, a tokenizer and no tensor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from chat_templates import RELEASED
+from safetensors.numpy import save_file
 
 from llava_train.cli.main import main
 from llava_train.model.tiny import byte_tokenizer
@@ -27,6 +28,7 @@ def init(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("init")
     byte_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(CONFIG))
+    save_file({}, folder / "model.safetensors")
     return folder
 
 
@@ -114,6 +116,7 @@ def test_text_shows_supervised_words_and_visual_counts(init, capsys):
 def llama_folder(out: Path) -> Path:
     shutil.copytree(ROOT / "tests" / "golden" / "llama_tiny_tokenizer", out)
     (out / "config.json").write_text(json.dumps({**CONFIG, "image_token_index": 1024, "video_token_index": 1025}))
+    save_file({}, out / "model.safetensors")
     return out
 
 

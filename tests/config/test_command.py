@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from llava_train.cli.main import help_text, main, pick_verb
 
@@ -25,8 +26,9 @@ def messages(stderr: str) -> str:
 
 def own_data(folder: Path) -> list[str]:
     (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text("{}")
-    (folder / "model" / "model.safetensors").write_bytes(b"")
+    (folder / "model" / "config.json").write_text('{"model_type": "llava_onevision"}')
+    (folder / "model" / "vocab.json").write_text("{}")
+    save_file({}, folder / "model" / "model.safetensors")
     (folder / "it's, data.json").write_text(json.dumps([{"id": "a"}] * 300))
     return ["model.init=model", "data.file=it's, data.json", "data.root=."]
 

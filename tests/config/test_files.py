@@ -1,4 +1,4 @@
-"""`check`'s look at the disk: checkpoints, parts, sources, held-out questions, records for one batch."""
+"""`check`'s look at the disk: sources, held-out questions, records for one batch."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llava_train.config.errors import Fault
-from llava_train.config.files import COUNT_LIMIT, check_files, count_records, is_hub_name
+from llava_train.config.files import COUNT_LIMIT, check_files, count_records
 from llava_train.config.load import load
 from llava_train.config.schema import Config
 
@@ -17,13 +17,6 @@ sources:
   gone: {file: gone.json, repository: org/gone}
   secret: {file: secret.json, repository: unreleased}
 """
-
-
-def checkpoint(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"")
-    return folder
 
 
 def only_fault(config: Config) -> Fault:
@@ -139,39 +132,6 @@ def test_missing_held_out_samples_are_named(whole):
     Path("mine.json").write_text("[]")
     whole.evaluation.file = "mine.json"
     assert check_files(whole)[1] == []
-
-
-def test_a_start_that_is_not_there_says_what_to_run_first(whole):
-    whole.model.init = "runs/mid_stage/mid/hf"
-    fault = only_fault(whole)
-    assert (fault.key, fault.problem) == ("model.init", "no folder runs/mid_stage/mid/hf")
-    assert "run the recipe" in fault.remedy
-    assert "model.init=DIR_OR_HUB_NAME" in fault.remedy
-
-
-def test_a_start_needs_a_config_and_weights(whole):
-    folder = checkpoint(Path("start"))
-    whole.model.init = "start"
-    assert check_files(whole)[1] == []
-    (folder / "model.safetensors").unlink()
-    assert "no weights" in only_fault(whole).problem
-    (folder / "config.json").unlink()
-    assert "no config.json" in only_fault(whole).problem
-
-
-def test_both_parts_are_looked_for(whole):
-    whole.model.init, whole.model.language_model, whole.model.vision_tower = "", "./l", "google/siglip"
-    assert only_fault(whole).key == "model.language_model"
-    checkpoint(Path("l"))
-    assert check_files(whole)[1] == []
-
-
-def test_a_hub_name_is_an_organisation_and_a_name_not_on_disk(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("runs").mkdir()
-    assert is_hub_name("Qwen/Qwen2-7B-Instruct")
-    for name in ("runs/mine", "gpt2", "./a/b", "/a/b", "../b", "a/b/c", "a b/c"):
-        assert not is_hub_name(name)
 
 
 def test_counting_refuses_other_files(tmp_path):

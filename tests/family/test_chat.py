@@ -157,7 +157,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_chat_template_is_read_as_the_processor_finds_it(folder, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = [read_chat_template(str(folder), tokenizer)]
+    found = [read_chat_template(folder, tokenizer)]
     assert found == [(folder / "chat_template.jinja").read_text()]
     tokenizer.chat_template = {"default": "of the tokenizer", "tool_use": "other"}
     for name, content in (
@@ -167,7 +167,7 @@ def test_chat_template_is_read_as_the_processor_finds_it(folder, tmp_path):
         ("processor_config.json", json.dumps({"chat_template": "oldest"})),
     ):
         (tmp_path / name).write_bytes(content.encode())
-        found.append(read_chat_template(str(tmp_path), tokenizer))
+        found.append(read_chat_template(tmp_path, tokenizer))
     assert found[1:] == ["of the tokenizer", "{{ 'the file\r\n' }}", "older", "oldest"]
 
 

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
 from llava_train.config.errors import ConfigError
 from llava_train.config.schema import ModelConfig
-from llava_train.family.onevision.settings import OneVisionSettings, read_config, read_model
+from llava_train.family.onevision.settings import OneVisionSettings, read_model
 from llava_train.family.onevision.tokens import prepare_tokenizer
 
 QWEN2 = Path(__file__).parents[1] / "golden" / "qwen2_tokenizer"
@@ -32,9 +33,10 @@ def write_config(folder: Path, **changes) -> None:
         **changes,
     }
     (folder / "config.json").write_text(json.dumps(config))
+    save_file({}, folder / "model.safetensors")
 
 
-def test_checkpoint_folder_needs_only_config_and_tokenizer(folder):
+def test_a_checkpoint_is_read_from_its_config_and_tokenizer(folder):
     write_config(folder)
     settings, tokenizer = read_model(ModelConfig(str(folder), "", "", "auto"))
     assert settings == OneVisionSettings(32, 8, 151646, 151647)
@@ -44,6 +46,8 @@ def test_checkpoint_folder_needs_only_config_and_tokenizer(folder):
 def write_parts(folder: Path, tower: Path, kind: str, tower_kind: str) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))
     (tower / "config.json").write_text(json.dumps({"model_type": tower_kind, "vision_config": TOWER}))
+    for part in (folder, tower):
+        save_file({}, part / "model.safetensors")
 
 
 def test_parts_of_other_types_are_refused_together(folder, tmp_path_factory):
@@ -82,10 +86,14 @@ def test_ids_that_differ_from_the_config_are_refused_together():
 def test_other_model_and_missing_files_are_refused(folder, tmp_path_factory):
     write_config(folder, model_type="llava_next")
     with pytest.raises(ConfigError, match="llava_next model, not llava_onevision"):
-        read_config(str(folder))
+        read_model(ModelConfig(str(folder), "", "", "auto"))
     empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(ConfigError, match="has no config"):
+        read_model(ModelConfig(str(empty), "", "", "auto"))
+    write_config(empty, vision_config=TOWER | {"patch_size": "wide"})
+    (empty / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="no config can be read from"):
-        read_config(str(empty))
+        read_model(ModelConfig(str(empty), "", "", "auto"))
     write_config(empty)
     with pytest.raises(ConfigError, match="no tokenizer can be read from"):
         read_model(ModelConfig(str(empty), "", "", "auto"))

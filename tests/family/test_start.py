@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from llava_train.cli.check import load_checked
 from llava_train.config.errors import ConfigError
@@ -89,7 +90,7 @@ def start(tmp_path) -> list[str]:
 def write(folder: Path, config: dict, tokens: list[str]) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes(b"")
+    save_file({}, folder / "model.safetensors")
     added = [{"id": i, "content": text} for i, text in enumerate(tokens)]
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
 
@@ -118,7 +119,7 @@ def test_tokens_of_either_tokenizer_file_count(start, tmp_path):
     later = {"added_tokens_decoder": {str(i): {"content": text} for i, text in enumerate(CHATML)}}
     (tmp_path / "lm" / "tokenizer_config.json").write_text(json.dumps(later))
     load_checked(start)
-    (tmp_path / "lm" / "tokenizer.json").unlink()
+    (tmp_path / "lm" / "tokenizer.json").rename(tmp_path / "lm" / "tokenizer.model")
     load_checked(start)  # nothing to judge by: told once the tokenizer is loaded
 
 

@@ -22,6 +22,7 @@ from original_format import (
     write_tower,
 )
 from peft import LoraConfig, get_peft_model
+from start_table import POINTER
 from transformers import AutoTokenizer
 
 from llava_train.config.errors import ConfigError
@@ -334,7 +335,9 @@ def test_shards_that_are_absent_torn_or_double_are_told(model, tmp_path):
     second.write_bytes(first.read_bytes())
     assert "repeats" in told(tmp_path)
     second.write_bytes(kept[: len(kept) // 2])
-    assert f"{second} cannot be read" in told(tmp_path)
+    assert f"{second} is cut off" in told(tmp_path)
+    second.write_text(POINTER)
+    assert f"{second} is a Git LFS pointer" in told(tmp_path)
     second.unlink()
     assert f"{second} cannot be read" in told(tmp_path)
 

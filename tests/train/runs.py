@@ -12,8 +12,9 @@ from pathlib import Path
 from subprocess import Popen
 
 TINY = Path(__file__).parents[2] / "data/tiny"
-# Modules that tests and their workers share lie beside this one.
-_ENVIRON = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+# Modules that tests and their workers share lie beside this one; the package is that of this checkout.
+_PATHS = (Path(__file__).parent, Path(__file__).parents[2])
+_ENVIRON = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, _PATHS))}
 _OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 

@@ -12,6 +12,7 @@ from test_equivalence import FOUR_PACKS, SETTINGS, ZERO
 from transformers import LlavaOnevisionForConditionalGeneration as Model
 
 from llava_train.model.adapter import attach_adapter
+from llava_train.model.tiny import make_tiny
 
 KINDS = {
     "lora": "stages.onevision.learning_rate.vision_tower=frozen "
@@ -104,10 +105,18 @@ def test_only_adapters_and_the_projector_are_trained(apart):
 
 
 def test_a_changed_start_is_told_at_a_resume(torchrun, tmp_path):
-    words = f"run.dir={tmp_path} {SETTINGS} {FOUR_PACKS} {ZERO['zero0']} {KINDS['lora']}"
+    start, other, link = make_tiny(tmp_path / "start"), make_tiny(tmp_path / "other", seed=7), tmp_path / "link"
+    link.symlink_to(start)
+    words = f"run.dir={tmp_path} {SETTINGS} {FOUR_PACKS} {ZERO['zero0']} {KINDS['lora']} model.init={link}"
     torchrun(1, "run_worker.py", words)
     (tmp_path / "onevision/finished.json").unlink()
-    weights = tmp_path / "tiny/model.safetensors"
+    link.unlink()
+    link.symlink_to(other)
+    with pytest.raises(AssertionError, match=f"weights of model.init: {start} -> {other}"):
+        torchrun(1, "run_worker.py", words)
+    link.unlink()
+    link.symlink_to(start)
+    weights = start / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(AssertionError, match=r"tiny/model.safetensors is not as it was written"):
+    with pytest.raises(AssertionError, match=r"start/model.safetensors is not as it was written"):
         torchrun(1, "run_worker.py", words)

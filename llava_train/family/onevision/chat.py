@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError as JinjaError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_train.config.errors import ConfigError, Fault
@@ -60,12 +59,11 @@ def stage_template(
         raise ConfigError([Fault(key, f"the checkpoint's chat template: {error}", remedy)]) from error
 
 
-def read_chat_template(folder_or_name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def read_chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """A checkpoint's chat template as its processor finds it, else as its tokenizer does; empty where it has none."""
     files = ("processor_config.json", "chat_template.json", "chat_template.jinja")
     for name in files:
-        path = cached_file(folder_or_name, name, _raise_exceptions_for_missing_entries=False)
-        if path and (text := Path(path).read_bytes().decode()):
+        if (folder / name).is_file() and (text := (folder / name).read_bytes().decode()):
             found = text if name.endswith(".jinja") else json.loads(text).get("chat_template")
             if found:
                 return found
