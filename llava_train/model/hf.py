@@ -273,6 +273,7 @@ def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype
         part.pop("_name_or_path", None)  # the folder that a part was loaded from
     scaling = dict(text["rope_parameters"])
     text["rope_theta"] = scaling.pop("rope_theta")
+    text["tie_word_embeddings"] = content["tie_word_embeddings"]  # 5.x reads either, 4.57 the text's
     if scaling["rope_type"] != "default":
         text["rope_scaling"] = scaling
     content["architectures"] = ["LlavaOnevisionForConditionalGeneration"]

@@ -206,8 +206,32 @@ def _installed_keys(folder: Path) -> tuple[str, dict[str, float]]:
     return f"{count:,}, by its own loading: none missing, unexpected or of another shape", {}
 
 
+def refuse_support(folder: Path) -> None:
+    """Raises RunError where the files beside the weights would be refused of an export; `folder` needs no weights."""
+    config: Any = LlavaOnevisionConfig.from_pretrained(folder, trust_remote_code=False)
+    if wrong := _wrong(_pairs(folder, config)):
+        remedy = "mend that in the start's config.json or tokenizer files, and begin the stage anew"
+        raise RunError(f"what this stage trains could not be exported: {wrong}\n    -> {remedy}")
+
+
 def _config(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[str, float]]:
     """What both majors read from the files is one thing, and that of the run."""
+    stored = {spec.dtype for spec in _stored(folder).values()}
+    if wrong := _wrong(_pairs(folder, config) | {"dtype of the tensors": (stored, {_dtype(folder)})}):
+        raise _Refuted(wrong)
+    text: Any = config.text_config
+    theta, rows = text.rope_parameters["rope_theta"], text.vocab_size
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return f"rope_theta {theta:g}, {rows:,} rows for {len(tokenizer):,} tokens, tags", {}
+
+
+def _wrong(pairs: Mapping[str, tuple[Any, Any]]) -> str:
+    wrong = [f"{name} is {found}, not {expected}" for name, (found, expected) in pairs.items() if found != expected]
+    return "; ".join(wrong)
+
+
+def _pairs(folder: Path, config: LlavaOnevisionConfig) -> dict[str, tuple[Any, Any]]:
+    """What is found in the files, and what is expected."""
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = content["text_config"]
     trained: Any = config.text_config
@@ -217,7 +241,7 @@ def _config(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[str, 
     ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
     is_default = rope["rope_type"] == "default"
     scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-    pairs: dict[str, tuple[Any, Any]] = {
+    return {
         "rope_theta": (text.get("rope_theta"), trained_rope["rope_theta"]),
         "rope_parameters": (rope, trained_rope),
         "rope_scaling": (text.get("rope_scaling"), None if is_default else scaling),
@@ -225,17 +249,11 @@ def _config(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[str, 
         "tie_word_embeddings of the text": (text["tie_word_embeddings"], config.tie_word_embeddings),
         "image_token_index": (content["image_token_index"], tags.get(IMAGE_TAG)),
         "video_token_index": (content["video_token_index"], tags.get(VIDEO_TAG)),
-        "dtype of the tensors": ({spec.dtype for spec in _stored(folder).values()}, {_dtype(folder)}),
         "vocab_size": (text["vocab_size"], trained.vocab_size),
         "room for the tokenizer's tokens": (text["vocab_size"] >= len(tokenizer), True),
         "end token among those of generation_config.json": (tokenizer.eos_token_id in ends, True),
         "chat template": (bool(tokenizer.chat_template), True),
     }
-    if wrong := [
-        f"{name} is {found}, not {expected}" for name, (found, expected) in pairs.items() if found != expected
-    ]:
-        raise _Refuted("; ".join(wrong))
-    return f"rope_theta {text['rope_theta']:g}, {text['vocab_size']:,} rows for {len(tokenizer):,} tokens, tags", {}
 
 
 def _dtype(folder: Path) -> torch.dtype:

@@ -26,6 +26,7 @@ from llava_train.model.adapter import inject, saved_modules
 from llava_train.model.build import DTYPES, LoadedModel
 from llava_train.model.hf import Preparation, write_support
 from llava_train.model.onevision import PackedForward
+from llava_train.model.prove import refuse_support
 from llava_train.model.trainable import PartRow, parameter_groups, part_of, part_table, set_trainable
 from llava_train.train import checkpoint
 from llava_train.train.card import start_record
@@ -138,6 +139,18 @@ class Trainer:
             checkpoint.write_whole(folder / "config.yaml", dump(self.config))
         if newest is None:
             self.saver.write_base(self._write_support, start)
+        self._refuse_what_no_export_takes()
+
+    def _refuse_what_no_export_takes(self) -> None:
+        """Raises RunError on every rank, before a step, where the end of the stage would."""
+        error = ""
+        if self.ranks.is_first:
+            try:
+                refuse_support(self.stage.folder / checkpoint.BASE)
+            except RunError as problem:
+                error = str(problem)
+        if error := self.ranks.first(error):
+            raise RunError(error)
 
     def _refuse_another_start(self, start: Path | None) -> None:
         """Raises RunError where the frozen weights that were loaded are not those that the stage began on."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from stage_folders import STEP, write_slices, write_stage
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from llava_train.cli.main import main
 from llava_train.config.errors import RunError
 from llava_train.model import hf, prove
 from llava_train.model.hf import export_name
 from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
+from llava_train.train.distributed import Ranks
 from llava_train.train.export import CHUNK, export_checkpoint
+from llava_train.train.loop import Trainer
 
 TOKENIZER = byte_tokenizer()
 
@@ -61,6 +64,39 @@ def test_tied_folder_loads_with_the_weights_of_the_run(tmp_path):
     ours, theirs = tied.state_dict(), again.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert again.lm_head.weight is again.model.language_model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(("top", "inner"), [(True, False), (False, True)])
+def test_a_start_tied_in_one_place_is_exported_tied_in_both(tmp_path, top, inner):
+    """transformers 5 writes it at the top alone, older checkpoints in text_config alone."""
+    settings = tiny_config(TOKENIZER, tied=True).to_dict()
+    settings["tie_word_embeddings"], settings["text_config"]["tie_word_embeddings"] = top, inner
+    tied = tiny_model(LlavaOnevisionConfig.from_dict(settings))
+    report = export(write_stage(tmp_path / "run", tied, TOKENIZER), tmp_path / "out")
+    assert all(check["done"] for check in report["checks"]), report
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["tie_word_embeddings"] is written["text_config"]["tie_word_embeddings"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("config.json", {"image_token_index": 7}, "image_token_index is 7, not 259"),
+        ("generation_config.json", {"eos_token_id": [0]}, "end token among those of generation_config.json is False"),
+        ("chat_template.jinja", None, "chat template is False"),
+    ],
+)
+def test_what_no_export_takes_ends_a_stage_before_its_first_step(model, tmp_path, name, change, told):
+    stage_dir = write_stage(tmp_path / "run", model, TOKENIZER)
+    stage = SimpleNamespace(stage=SimpleNamespace(folder=stage_dir), ranks=Ranks(0, 1, torch.device("cpu")))
+    Trainer._refuse_what_no_export_takes(stage)
+    path = stage_dir / "base" / name
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RunError, match=f"could not be exported: {told}"):
+        Trainer._refuse_what_no_export_takes(stage)
 
 
 def test_report_and_card_tell_what_was_done(model, tmp_path, monkeypatch):
