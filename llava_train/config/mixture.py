@@ -16,6 +16,7 @@ from yaml import YAMLError
 from llava_train.config.assets import shipped_mixtures
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.kinds import RECORD_SUFFIXES, kind_of, split_of
+from llava_train.config.paths import Pathname
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.config.typed import build, nearest
@@ -29,8 +30,8 @@ UNRELEASED = "unreleased"
 class SourceConfig:
     """A file or a folder of records or pictures. Paths are relative to `data.root`, media to `media_root` below it."""
 
-    file: str
-    media_root: str = ""
+    file: Pathname
+    media_root: Pathname = ""
     sampling: str = "all"
     repeat: int = 1  # times that the sampled records are seen in an epoch
     repository: str = ""  # where it can be downloaded, or `unreleased`
@@ -49,7 +50,7 @@ class _Mixture:
 
 @dataclass
 class _OriginalEntry:
-    json_path: str
+    json_path: Pathname
     sampling_strategy: str = "all"
 
 

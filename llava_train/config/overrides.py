@@ -8,6 +8,7 @@ Forms: `KEY=VALUE` sets, `+KEY=VALUE` also adds an entry to a mapping by name, `
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -46,7 +47,7 @@ def split_words(argv: list[str], faults: list[Fault]) -> CommandLine:
     line, words = CommandLine(), iter(argv)
     for word in words:
         if word == CONFIG_DIR or word.startswith(f"{CONFIG_DIR}="):
-            line.config_dir = word[len(CONFIG_DIR) + 1 :] or next(words, "")
+            line.config_dir = os.path.expanduser(word[len(CONFIG_DIR) + 1 :] or next(words, ""))
             if not line.config_dir:
                 faults.append(Fault(CONFIG_DIR, "names no folder", f"write {CONFIG_DIR} my_recipes"))
             continue

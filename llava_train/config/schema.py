@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llava_train.config.paths import Pathname
+
 Precision = Literal["fp32", "bf16"]
 LearningRate = float | Literal["frozen"]
 TooLong = Literal["error", "skip", "cut"]
@@ -18,7 +20,7 @@ OfCheckpoint = Literal["checkpoint"]  # as its generation_config.json says, else
 @dataclass
 class RunConfig:
     name: str
-    dir: str  # each stage writes to dir/STAGE
+    dir: Pathname  # each stage writes to dir/STAGE
     seed: int
 
 
@@ -29,9 +31,9 @@ class ModelConfig:
     A non-empty `init` wins over the parts, so that `model.init=DIR` on the command line replaces a recipe's start.
     """
 
-    init: str  # folder or hub name of a Hugging Face LlavaOnevision checkpoint; "" = start from the parts
-    language_model: str  # folder or hub name; "" where init is set
-    vision_tower: str
+    init: Pathname  # folder or hub name of a Hugging Face LlavaOnevision checkpoint; "" = start from the parts
+    language_model: Pathname  # folder or hub name; "" where init is set
+    vision_tower: Pathname
     attention: Literal["auto", "flash_attn", "varlen", "sdpa"]
     compile: bool = False  # layers and loss by torch.compile: the first steps are slow. Below ZeRO 3
     run_suffix: str = (
@@ -41,8 +43,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    file: str  # replaces every stage's mixture: CSV, JSON, JSONL, a folder or mixture YAML; "" = the recipe's mixtures
-    root: str  # folder that the mixtures' files and media are relative to
+    file: Pathname  # in place of every stage's mixture: CSV, JSON, JSONL, a folder or mixture YAML; "" = the recipe's
+    root: Pathname  # folder that the mixtures' files and media are relative to
     on_error: Literal["error", "skip"]
     allow_missing_sources: bool  # leave out sources whose file is not on disk, by name, instead of failing
     num_workers: int  # processes per rank that prepare batches beside the training one; at most one per core
@@ -53,7 +55,7 @@ class DataConfig:
     too_long: TooLong  # of a sample beyond max_length; cut: turns after its last medium go
     sizes: Literal["files", "records"]  # of images; records: from `width` and `height` of a record that has them
     allow_outside_root: bool  # media of records by absolute paths, or by .. to outside of the root
-    cache: str  # folder of the indexes; "" = `index` beside the run's folder
+    cache: Pathname  # folder of the indexes; "" = `index` beside the run's folder
 
 
 @dataclass
@@ -142,7 +144,7 @@ class LoraConfig:
 
 @dataclass
 class StageConfig:
-    mixture: str  # name of a file in data/mixtures, or path of a mixture YAML
+    mixture: Pathname  # name of a file in data/mixtures, or path of a mixture YAML
     learning_rate: LearningRates
     epochs: float
     max_steps: int  # ends the stage early; 0 = by epochs alone
@@ -174,7 +176,7 @@ class StageConfig:
 class TaskConfig:
     """Held-out questions: a LLaVA JSON/JSONL file whose last turn is the reference answer."""
 
-    file: str  # relative to data.root
+    file: Pathname  # relative to data.root
     limit: int  # first N records; 0 = all
 
 
@@ -186,7 +188,7 @@ class EvaluationConfig:
     batch_size: int
     max_new_tokens: int
     every: int = 0  # optimiser steps between held-out losses, beside one before the first and one at the end; 0 = none
-    file: str = ""  # of the held-out samples: JSON, JSONL or mixture YAML; "" = `held_out` of each stage's own
+    file: Pathname = ""  # of the held-out samples: JSON, JSONL or mixture YAML; "" = `held_out` of each stage's own
     held_out: int | float = 0  # samples of a stage that it does not train on: from 1 a number, below a share
     patience: int = 0  # held-out losses without a new minimum that end a stage; 0 = never
 
@@ -209,7 +211,7 @@ class LogConfig:
 class PreviewConfig:
     format: Literal["text", "jsonl", "html"] = "text"
     count: int = 4  # samples per stage, on the page per source of it; 0 = all
-    out: str = ""  # "" = the terminal; of the page preview.html in the run's folder
+    out: Pathname = ""  # "" = the terminal; of the page preview.html in the run's folder
     stage: str = ""  # "" = every stage
 
 
@@ -251,7 +253,7 @@ class Config:
 
 @dataclass
 class GenerateModel:
-    init: str  # folder or hub name of a Hugging Face LlavaOnevision checkpoint
+    init: Pathname  # folder or hub name of a Hugging Face LlavaOnevision checkpoint
 
 
 @dataclass
@@ -260,17 +262,17 @@ class GenerateConfig:
 
     model: GenerateModel
     prompt: str = ""
-    images: list[str] = field(default_factory=list)
-    videos: list[str] = field(default_factory=list)
-    video: str = ""  # the same as videos=[...] with one entry
-    file: str = ""  # JSONL or JSON, a prompt each: `prompt` or `conversations`, and `id`, `images`, `videos`
-    root: str = ""  # folder that its media are relative to; "" = the file's own
-    out: str = ""  # JSONL, an answer each; one that holds some is continued
+    images: list[Pathname] = field(default_factory=list)
+    videos: list[Pathname] = field(default_factory=list)
+    video: Pathname = ""  # the same as videos=[...] with one entry
+    file: Pathname = ""  # JSONL or JSON, a prompt each: `prompt` or `conversations`, and `id`, `images`, `videos`
+    root: Pathname = ""  # folder that its media are relative to; "" = the file's own
+    out: Pathname = ""  # JSONL, an answer each; one that holds some is continued
     batch_size: int = 8  # prompts of the file that are answered at a time
     on_error: Literal["error", "skip"] = "error"  # of a prompt of the file that cannot be asked
     chat: bool = False  # in the terminal
     system: str = ""  # "" = the checkpoint's default
-    adapter: str = ""  # folder of a PEFT adapter of `model.init`
+    adapter: Pathname = ""  # folder of a PEFT adapter of `model.init`
     load_in: Literal["none", "4bit", "8bit"] = "none"  # of the language model's linear layers, by bitsandbytes
     device_map: Literal["none", "auto"] = "none"  # auto: over all GPUs, then host memory and disk, by accelerate
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
@@ -287,8 +289,8 @@ class GenerateConfig:
 
 @dataclass
 class EvaluateData:
-    file: str  # JSON, JSONL or mixture YAML; the last turn of a record is the reference answer, or `answers` holds some
-    root: str = ""  # folder that its files and media are relative to; "" = the file's own
+    file: Pathname  # JSON, JSONL or mixture YAML; the last turn of a record is the reference, or `answers` holds some
+    root: Pathname = ""  # folder that its files and media are relative to; "" = the file's own
 
 
 @dataclass
@@ -297,7 +299,7 @@ class EvaluateConfig:
 
     model: GenerateModel
     data: EvaluateData
-    adapter: str = ""  # folder of a PEFT adapter of `model.init`
+    adapter: Pathname = ""  # folder of a PEFT adapter of `model.init`
     load_in: Literal["none", "4bit", "8bit"] = "none"  # of the language model's linear layers, by bitsandbytes
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     score: Literal["auto", "exact", "any_of", "choice", "number"] = "auto"  # auto: by each record's `type`, or inferred
@@ -307,30 +309,30 @@ class EvaluateConfig:
     max_new_tokens: int = 64
     seed: int = 0  # of what a mixture samples, and of intervals
     shown: int = 300  # questions on the page, errors first
-    out: str = ""  # folder; one of the same settings is continued. "" = evaluations/FILE-HASH
+    out: Pathname = ""  # folder; one of the same settings is continued. "" = evaluations/FILE-HASH
 
 
 @dataclass
 class CompareConfig:
     """`python -m llava_train compare`: what `evaluate` found of the same questions, before and after."""
 
-    before: str  # folder that `evaluate` wrote
-    after: list[str] = field(default_factory=list)  # others
+    before: Pathname  # folder that `evaluate` wrote
+    after: list[Pathname] = field(default_factory=list)  # others
 
 
 @dataclass
 class ConvertConfig:
     """`python -m llava_train convert`: a checkpoint of the original trainer, as a Hugging Face folder."""
 
-    original: str  # folder: a whole model, mm_projector.bin, or a LoRA adapter
-    out: str  # new folder
-    base: str = ""  # folder of the model it was trained on, where the original is not whole
-    vision_tower: str = ""  # SigLIP folder, where neither holds the tower
+    original: Pathname  # folder: a whole model, mm_projector.bin, or a LoRA adapter
+    out: Pathname  # new folder
+    base: Pathname = ""  # folder of the model it was trained on, where the original is not whole
+    vision_tower: Pathname = ""  # SigLIP folder, where neither holds the tower
 
 
 @dataclass
 class ExportRun:
-    dir: str  # folder of a run
+    dir: Pathname  # folder of a run
 
 
 @dataclass
@@ -348,7 +350,7 @@ class ExportConfig:
     """
 
     run: ExportRun
-    out: str  # folder to write; one that holds an export is replaced
+    out: Pathname  # folder to write; one that holds an export is replaced
     stage: str = ""  # "" = the last that has a checkpoint
     step: int = 0  # 0 = the latest
     merge: bool = False

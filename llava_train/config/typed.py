@@ -15,6 +15,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llava_train.config.errors import Fault
+from llava_train.config.paths import expanded, path_fields
 
 UNSOUND = object()  # stands for a value that already has a fault
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # what YAML 1.1 reads as text, for example 1e-5
@@ -109,6 +110,7 @@ def _dataclass(cls: Any, value: Any, key: str, faults: list[Fault]) -> Any:
         faults.append(Fault(key, f"{shown(value)} does not fit", f"allowed: {describe(cls)}"))
         return UNSOUND
     kinds, prefix, made = field_types(cls), f"{key}." if key else "", object.__new__(cls)
+    paths = path_fields(cls)
     for name in value:
         if name not in kinds:
             faults.append(unknown(f"{prefix}{name}", kinds))
@@ -120,6 +122,10 @@ def _dataclass(cls: Any, value: Any, key: str, faults: list[Fault]) -> Any:
             entry = build(kind, {}, field_key, faults)  # names the fields that are needed
         elif entry is UNSOUND:
             faults.append(Fault(field_key, "is not set", f"set it: {field_key}=..., {describe(kind)}"))
+        if spec.name in paths and isinstance(entry, list):
+            entry = [expanded(path, f"{field_key}[{i}]", faults) for i, path in enumerate(entry)]
+        elif spec.name in paths and entry is not UNSOUND:
+            entry = expanded(entry, field_key, faults)
         if entry is not UNSOUND:
             setattr(made, spec.name, entry)
     return made

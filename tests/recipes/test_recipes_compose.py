@@ -8,6 +8,7 @@ import pytest
 from llava_train.config.assets import headline, shipped_recipes
 from llava_train.config.files import check_files
 from llava_train.config.load import load
+from llava_train.family.onevision.start import model_faults
 
 REAL = ("projector_stage", "mid_stage", "final_image_stage", "ov_stage", "all_stages")
 SIZES = ("onevision_0_5b", "onevision_7b", "onevision_72b")
@@ -34,7 +35,7 @@ def test_a_recipe_composes_and_opens_with_what_it_is(name):
 def test_a_real_recipe_lacks_only_files(name, size, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load([f"+recipe={name}", f"model={size}"])
-    _, faults = check_files(config)
+    _, faults = check_files(config, [model_faults])
     assert faults
     assert all("no file" in fault.problem or "no folder" in fault.problem for fault in faults)
     starts = [fault.key for fault in faults if fault.key.startswith("model")]
