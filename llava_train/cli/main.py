@@ -10,6 +10,7 @@ import sys
 from llava_train.config.assets import headline, shipped_recipes
 from llava_train.config.errors import ConfigError, DataError, LostRankError, RunError
 from llava_train.config.typed import nearest
+from llava_train.train.launch import take_local_rank
 from llava_train.train.signals import EXIT_CODE, LOST, Stopped
 
 VERBS = {
@@ -61,18 +62,8 @@ sizes: model=onevision_0_5b | onevision_7b | onevision_72b. What each key means:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns its exit code, 2 for what the user can mend."""
-    words = sys.argv[1:] if argv is None else argv
-    if not words or {"--help", "-h"} & set(words):
-        print(help_text())
-        return 0 if words else 2
-    verb, rest = pick_verb(words)
-    if verb not in VERBS:
-        close = nearest(verb, VERBS)
-        remedy = f"did you mean {close}?" if close else f"known: {', '.join(VERBS)}"
-        print(f"no verb {verb}\n    -> {remedy}", file=sys.stderr)
-        return 2
     try:
-        return int(importlib.import_module(f"llava_train.cli.{verb}").run(rest))
+        return _run(take_local_rank(sys.argv[1:] if argv is None else argv, os.environ))
     except ConfigError as error:
         _print_once(error)
     except Stopped as stopped:
@@ -88,6 +79,19 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"{error}\n    -> {_ELSEWHERE}", file=sys.stderr)
     return 2
+
+
+def _run(words: list[str]) -> int:
+    if not words or {"--help", "-h"} & set(words):
+        print(help_text())
+        return 0 if words else 2
+    verb, rest = pick_verb(words)
+    if verb not in VERBS:
+        close = nearest(verb, VERBS)
+        remedy = f"did you mean {close}?" if close else f"known: {', '.join(VERBS)}"
+        print(f"no verb {verb}\n    -> {remedy}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(f"llava_train.cli.{verb}").run(rest))
 
 
 def _print_once(told: object) -> None:

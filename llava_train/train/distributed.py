@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,12 +19,15 @@ import transformers
 from torch.distributed.distributed_c10d import AllgatherOptions
 
 from llava_train.config.errors import LostRankError, RunError
+from llava_train.train.launch import Launch, device_index, read_launch
+from llava_train.train.meeting import meet
 
 # Of one collective of NCCL or gloo, which ranks enter together: who comes late to a step is named before (`Guard`).
 TIMEOUT = timedelta(minutes=10)
 # The others wait while rank 0 indexes, exports or writes a report. A lost rank still shows at once, as a closed socket.
 LONG_TIMEOUT = timedelta(days=7)
-ATTEMPT = "LLAVA_TRAIN_ATTEMPT"  # how often the ranks were started anew by themselves
+# Names of CUDA's allocator settings, the one that torch 2.11 to 2.13 asks for first; it reads the others as well.
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 # What gloo, NCCL and the store say on the ranks that are left when one is gone.
 _LOST_RANK = (
     "Connection closed by peer",
@@ -104,16 +108,6 @@ class Ranks:
         return self.gather(value)[0]
 
 
-def slurm_environment(environ: dict[str, str]) -> dict[str, str]:
-    if "SLURM_PROCID" not in environ or "MASTER_ADDR" not in environ:
-        return {}
-    return {
-        "RANK": environ["SLURM_PROCID"],
-        "WORLD_SIZE": environ["SLURM_NTASKS"],
-        "LOCAL_RANK": environ["SLURM_LOCALID"],
-    }
-
-
 @contextmanager
 def start_ranks() -> Iterator[Ranks]:
     """The process group that torchrun or srun describes in the environment, or one of this process alone.
@@ -122,22 +116,14 @@ def start_ranks() -> Iterator[Ranks]:
     """
     _quieten_libraries()
     environ = dict(os.environ)
-    alone = "RANK" not in environ and not slurm_environment(environ)
-    if alone:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # DeepSpeed reads them
-    elif "RANK" not in environ:
-        os.environ.update(slurm_environment(environ))
-    cuda = torch.cuda.is_available()
-    local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    else:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    launch = read_launch(environ)
     try:
+        device = _choose_device(launch)
         if not dist.is_initialized():
-            _init_process_group("nccl" if cuda else "gloo", alone)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, *_cpu_group(), environ)
+            _init_process_group("nccl" if device.type == "cuda" else "gloo", launch)
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), device, *_cpu_group(launch), environ)
+        _refuse_shared_gpus(ranks)
+        yield ranks
     except torch.OutOfMemoryError as error:
         remedy = "less in stages.STAGE.pack, gradient_checkpointing, a higher zero.level, more GPUs"
         told = str(error).splitlines()[0]
@@ -154,11 +140,62 @@ def start_ranks() -> Iterator[Ranks]:
         os.environ.update(environ)
 
 
-def _cpu_group() -> tuple[dist.ProcessGroup | None, dist.Store | None]:
+def _choose_device(launch: Launch) -> torch.device:
+    """Sets what DeepSpeed and CUDA read from the environment, before they do."""
+    cuda = torch.cuda.is_available()
+    index = device_index(launch, torch.cuda.device_count()) if cuda else launch.local_rank or 0
+    os.environ.update({launch.launcher.local_rank: str(index), "LOCAL_RANK": str(index)})
+    os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        return torch.device("cpu")
+    os.environ.update(allocator_defaults(os.environ))
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def allocator_defaults(environ: Mapping[str, str]) -> dict[str, str]:
+    """Segments that grow, since packs differ in size; what the user has set wins. Read at the first use of CUDA."""
+    return {} if any(name in environ for name in _ALLOCATOR) else {_ALLOCATOR[0]: "expandable_segments:True"}
+
+
+def _refuse_shared_gpus(ranks: Ranks) -> None:
+    """Raises RunError, the same on every rank, where two have one GPU, which NCCL refuses without their names."""
+    if ranks.device.type == "cuda" and ranks.world_size > 1:
+        gpu = str(torch.cuda.get_device_properties(ranks.device).uuid)
+        if told := shared_gpus(ranks.gather((socket.gethostname(), gpu))):
+            raise RunError(told)
+
+
+def shared_gpus(gpus: Sequence[tuple[str, str]]) -> str:
+    """What to tell where ranks share a GPU; "" where none do. gpus: host and identity of each rank's."""
+    ranks_of: dict[str, list[str]] = {}
+    for rank, (host, gpu) in enumerate(gpus):
+        ranks_of.setdefault(gpu, []).append(f"{rank} on {host}")
+    lines = [f"one GPU is that of rank {', '.join(ranks)}" for ranks in ranks_of.values() if len(ranks) > 1]
+    remedy = "as many processes on a node as it has GPUs, and LOCAL_RANK or CUDA_VISIBLE_DEVICES of its own for each"
+    return "\n".join([*lines, f"    -> {remedy}"]) if lines else ""
+
+
+def _cpu_group(launch: Launch) -> tuple[dist.ProcessGroup | None, dist.Store | None]:
     if dist.get_world_size() == 1:
         return None, None
-    group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+    with _connecting():
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=launch.start_wait))
+    dist.distributed_c10d._set_pg_timeout(LONG_TIMEOUT, group)  # its making would wait as long
     return group, dist.PrefixStore("llava_train", dist.distributed_c10d._get_default_store())
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """Raises LostRankError where ranks that have met cannot connect, RunError where this one has no such network."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = f"the ranks have met, but cannot connect to each other: {str(error).splitlines()[0]}"
+        remedy = "name the network between the nodes: export GLOO_SOCKET_IFNAME=NAME NCCL_SOCKET_IFNAME=NAME"
+        kind = RunError if "Unable to find address" in told else LostRankError
+        raise kind(f"{told}\n    -> {remedy}; where a rank is gone, its own last words say why") from error
 
 
 def _quieten_libraries() -> None:
@@ -169,7 +206,7 @@ def _quieten_libraries() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def _init_process_group(backend: str, alone: bool) -> None:
+def _init_process_group(backend: str, launch: Launch) -> None:
     """Once per process, until its end: DeepSpeed keeps the group that it saw first."""
     import deepspeed
     from deepspeed.utils import logger
@@ -177,11 +214,11 @@ def _init_process_group(backend: str, alone: bool) -> None:
     logger.setLevel("ERROR")
     # Its shared-memory all-reduce is built with a C++ compiler at first use; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if alone:  # no port, so nothing that another run on this machine could have taken
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
-    else:  # the launcher's store may hold what the processes before wrote, where they were started anew
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        store = dist.PrefixStore(f"attempt {os.environ.get(ATTEMPT, 0)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    # alone: no port, so nothing that another run on this machine could have taken
+    store = meet(launch, TIMEOUT) if launch.host else dist.HashStore()
+    timeout = timedelta(seconds=launch.start_wait)
+    with _connecting():
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+    dist.distributed_c10d._set_pg_timeout(TIMEOUT)
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
     atexit.register(dist.destroy_process_group)

@@ -27,8 +27,9 @@ from llava_train.config.errors import RunError
 from llava_train.config.schema import StageConfig
 from llava_train.family.onevision.cost import ModelDims, Recomputed
 from llava_train.family.onevision.memory import RESERVED, activations, states
-from llava_train.train.distributed import ATTEMPT, Ranks
+from llava_train.train.distributed import Ranks
 from llava_train.train.folders import write_whole
+from llava_train.train.launch import ATTEMPT
 
 FILE = "fit.json"
 POLL = 0.5  # seconds
