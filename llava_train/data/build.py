@@ -40,7 +40,8 @@ HELD_OUT_BATCH = 256  # held-out samples that are packed together
 class StageData:
     """Steps of samples.
 
-    num_samples: draws of one epoch. refused: samples found bad before decoding (under data.on_error=skip).
+    num_samples: draws of one epoch. refused: samples found bad before decoding (under data.on_error=skip). notes: what
+    is said of the others before the first step.
     held_out: samples that are measured and not trained on, None where there are none; its steps are each seen once.
     """
 
@@ -50,6 +51,7 @@ class StageData:
         order: Order,
         num_samples_by_source: dict[str, int],
         refused: list[DataError],
+        notes: list[str],
         data: DataConfig,
         held_out: StageData | None = None,
     ):
@@ -57,7 +59,7 @@ class StageData:
         self.steps_per_epoch = order.steps_per_epoch
         self.num_samples_by_source = num_samples_by_source
         self.num_samples = sum(num_samples_by_source.values())
-        self.refused = refused
+        self.refused, self.notes = refused, notes
         self.held_out = held_out
 
     @property
@@ -150,7 +152,8 @@ def build_data(
 
     def steps(samples: Samples, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
         dataset = StepDataset(samples, draws, encoder, media, order, rank, world_size)
-        return StageData(dataset, order, samples.num_by_source(draws), samples.refused, data, held_out)
+        counts, notes = samples.num_by_source(draws), samples.notes(draws)
+        return StageData(dataset, order, counts, samples.refused, notes, data, held_out)
 
     def measured(samples: Samples, positions: np.ndarray) -> StageData:
         budget = Budget(stage.pack.max_tokens, stage.pack.max_tiles)

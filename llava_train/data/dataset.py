@@ -65,8 +65,7 @@ class StepDataset(Dataset):
         return self._samples.sizes[self._draws]
 
     def name_of(self, draw: int) -> str:
-        sample, _ = self._samples.sample(int(self._draws[draw]))
-        return f"{sample.source}, record {sample.record}"
+        return self._samples.name_of(int(self._draws[draw]))
 
     def __getitem__(self, step: int) -> StepBatches:
         ranks = self._order.packs(step, self._world_size)

@@ -15,6 +15,7 @@ from llava_train.config.errors import DataError
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.plain import BadRecord
 from llava_train.config.schema import DataConfig
+from llava_train.data.lost import refuse_lost
 from llava_train.data.messages import from_messages
 from llava_train.data.paths import inside
 from llava_train.data.sample import MediaFile, PackedFile, Role, Sample, Turn
@@ -62,14 +63,15 @@ def to_sample(record: Any, source: str, position: int, roots: MediaRoots) -> Sam
             raise record
         if not isinstance(record, dict):
             raise BadRecord(f"is a {type(record).__name__}, not a mapping")
-        record = from_messages(record)
         for key in ("images", "videos"):
             if key in record:
                 raise BadRecord(f"key {key!r}: write {key[:-1]!r}")
+        record = from_messages(record)
+        refuse_lost(record, turns := _turns(record.get("conversations")))
         return Sample(
             id=record_id(record, position),
             source=source,
-            turns=_turns(record.get("conversations")),
+            turns=turns,
             images=(images := _files(record, "image", roots)),
             videos=_files(record, "video", roots),
             record=name,

@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         ("size", pa.int32()),
         ("text_tokens", pa.int32()),
         ("supervised", pa.int32()),
+        ("tagged", pa.bool_()),  # a text with <image> or <video> in it and no medium
         ("content", pa.uint64()),  # equal for samples about the same media, or of the same text
         ("media", pa.list_(MEDIUM)),  # in reading order
         ("cuts", pa.list_(CUT)),  # shorter forms of the sample, shortest first: see Encoder.measure
@@ -65,6 +66,7 @@ class Index:
         self.offsets, self.sizes, self.text_tokens, self.supervised, self.content = (
             columns[name].to_numpy() for name in ("offset", "size", "text_tokens", "supervised", "content")
         )
+        self.tagged = columns["tagged"].to_numpy(zero_copy_only=False)
         self.media_starts, self.media = _flat(columns["media"])  # int32 [records + 1] into arrays by field
         self.cut_starts, self.cuts = _flat(columns["cuts"])
         self._reasons, self._details = columns["reason"], columns["detail"]

@@ -37,7 +37,7 @@ from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sample import PackedFile, Sample
 from llava_train.data.sources import Raw, Source, record_of
 
-FORMAT = 3  # of the folder; a change of form makes old indexes unread
+FORMAT = 4  # of the folder; a change of form makes old indexes unread
 CHUNK = 256  # records measured at a time
 PARALLEL_ABOVE = 2048  # records; below, starting processes costs more than it saves
 AHEAD = 4  # chunks per process that wait to be measured
@@ -77,9 +77,10 @@ class Reading:
     def _row(self, place: Place) -> _Row:
         try:
             sample = self.sample(place.position, place.raw)
-            return _Row(self.encoder.measure(sample), self.media.sizes(sample), self._content(sample))
+            measured, sizes = self.encoder.measure(sample), self.media.sizes(sample)
+            return _Row(measured, sizes, self._content(sample), sample.is_tagged_text)
         except DataError as error:
-            return _Row(Measured(REFUSED, 0, []), [], 0, error.reason, error.detail)
+            return _Row(Measured(REFUSED, 0, []), [], 0, False, error.reason, error.detail)
 
     def _content(self, sample: Sample) -> int:
         """Paths count from the data root, so that it may move."""
@@ -95,6 +96,7 @@ class _Row(NamedTuple):
     measured: Measured
     media: list[MediumSize]
     content: int
+    tagged: bool
     reason: str = ""
     detail: str = ""
 
@@ -268,6 +270,7 @@ def _batch(places: Sequence[Place], rows: Sequence[_Row]) -> pa.RecordBatch:
         [len(place.raw.content) for place in places],
         [row.measured.text_tokens for row in rows],
         [row.measured.supervised for row in rows],
+        [row.tagged for row in rows],
         [row.content for row in rows],
         _lists(media, sizes, MEDIUM),
         _lists(cuts, [cut for of_row in cuts for cut in of_row], CUT),

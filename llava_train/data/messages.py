@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava_train.config.plain import BadRecord
@@ -11,13 +12,13 @@ _TAGS = {"image": IMAGE_TAG, "video": VIDEO_TAG}
 _PATH_KEYS = ("path", "url")  # beside the part's own type, which chat templates take as well
 
 
-def from_messages(record: dict[str, Any]) -> dict[str, Any]:
+def from_messages(record: dict[str, Any], beside: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
     """A record with `conversations` whose contents are texts.
 
     `messages` may stand for `conversations`. Parts {type: text, text}, {type: image, image: PATH} and {type: video,
     video: PATH} become one text: each medium a tag in its place, a newline after it as the chat template writes it; the
-    paths of the parts, in order, become `image` and `video`. Parts without paths take those that the record lists.
-    Raises BadRecord.
+    paths of the parts, in order, become `image` and `video`. Parts without paths take those that the record lists, or
+    those that lie `beside` it, by kind. Raises BadRecord, for parts that have nothing to take as well.
     """
     if "messages" in record and "conversations" in record:
         raise BadRecord("has messages and conversations: leave one of them out")
@@ -32,6 +33,9 @@ def from_messages(record: dict[str, Any]) -> dict[str, Any]:
             if record.get(kind) or not all(found):
                 raise BadRecord(f"give the path of each {kind} in its part, or all of them in {kind!r}")
             record[kind] = found
+        elif found and not any(record.get(one) or (beside or {}).get(one) for one in paths):
+            told = f"{len(found)} parts of type {kind!r} without a path, and {kind!r} lists none"
+            raise BadRecord(f"{told}: give it in the part, as {{'type': {kind!r}, {kind!r}: PATH}}, or there")
     return record
 
 

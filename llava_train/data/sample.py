@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from llava_train.config.errors import DataError
-from llava_train.family.onevision.template import MediumKind, TemplateError, media_order
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, MediumKind, TemplateError, media_order
 
 Role = Literal["system", "human", "gpt"]
 
@@ -58,6 +58,12 @@ class Sample:
     videos: Sequence[MediaFile] = ()
     record: str = ""  # where it stands in its source, for messages
     sizes: Sequence[tuple[int, int]] = ()  # (height, width) of each image as the record states them, or none
+
+    @property
+    def is_tagged_text(self) -> bool:
+        """Whether it has no media and a tag, which stays text."""
+        has_media = bool(self.images or self.videos)
+        return not has_media and any(IMAGE_TAG in turn.text or VIDEO_TAG in turn.text for turn in self.turns)
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ once, whatever the limits and the geometry.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ class Samples:
         parts = [_view(source, data, media, max_length, seed, self.refused) for source in sources]
         self._source_of = np.repeat(np.arange(len(parts), dtype=np.int16), [len(part["records"]) for part in parts])
         joined = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
-        self._records = joined.pop("records")
+        self._records, self._tagged = joined.pop("records"), joined.pop("tagged")
         self.sizes = SampleSizes(**joined)
         skips = data.too_long == "skip"
         self.faults = [error for error in self.refused if not (skips and error.reason == TOO_LONG)]
@@ -73,6 +74,16 @@ class Samples:
             content[of_source] = source.index.content[self._records[of_source]]
         return content
 
+    def notes(self, positions: np.ndarray) -> list[str]:
+        """What is said of the samples at these positions, which are sound, before they are trained on."""
+        tagged = np.unique(positions[self._tagged[positions]]).tolist()
+        return [tagged_note(len(tagged), map(self.name_of, tagged[:NAMED]))] if tagged else []
+
+    def name_of(self, position: int) -> str:
+        """Source and record."""
+        source, record = self._sources[self._source_of[position]], int(self._records[position])
+        return f"{source.name}, record {record_name(record_of(source.index.record(record)), record)}"
+
     def draws(self, positions: np.ndarray) -> np.ndarray:
         """The positions as an epoch draws them, each as often as its source says. int64."""
         repeats = np.array([source.config.repeat for source in self._sources])
@@ -84,6 +95,11 @@ class Samples:
         record = int(self._records[position])
         sample = source.reading.sample(record, source.index.record(record), source.name)
         return sample, self._media.layouts_of(source.index.media_of(record))
+
+
+def tagged_note(count: int, names: Iterable[str]) -> str:
+    """Of so many samples, the first of them by name."""
+    return f"<image> or <video> without a medium stays text in {count:,} samples, such as {'; '.join(names)}"
 
 
 def refusal(
@@ -109,7 +125,8 @@ def _view(
     seed: int,
     refused: list[DataError],
 ) -> dict[str, np.ndarray]:
-    """What the mixture takes of one source, in the order of its records: those of `SampleSizes` and `records`, int32.
+    """What the mixture takes of one source, in the order of its records: those of `SampleSizes`, `records`, int32, and
+    `tagged`, bool.
 
     What is left out goes to `refused`.
     """
@@ -133,6 +150,7 @@ def _view(
     for row in np.flatnonzero(is_bad):
         refused.append(_refusal(source, int(records[row]), media, int(lengths[row]), max_length))
     columns = {"lengths": lengths, "visual": visual, "supervised": supervised, "tiles": tiles, "records": records}
+    columns["tagged"] = index.tagged[taken]
     return {name: column[~is_bad] for name, column in columns.items()}
 
 

@@ -329,6 +329,8 @@ class Trainer:
             self._console.print(f"{told} after step {lowered[-1]['step'] - 1}", highlight=False)
         if data.refused:
             self._console.print(f"left out before training: {_counted(data.refused)}", highlight=False)
+        for note in data.notes:
+            self._console.print(note, highlight=False)
         if held_out := data.held_out:
             every, own = self.config.evaluation.every, self.config.evaluation.file
             told = f"held out of training: {held_out.num_samples:,} samples, measured every {every} steps"

@@ -54,8 +54,9 @@ def test_jsonl_holds_every_sample_with_its_visuals(preview, capsys):
     assert [label for label in red["labels"] if label != -100] == [*answer, 258]
     assert shown["clip"]["input_ids"].count(260) == shown["clip"]["visual"][0]["tokens"]
     assert [visual["kind"] for visual in shown["both"]["visual"]] == ["anyres", "video"]
-    summary = capsys.readouterr().out.splitlines()[-1]
+    note, summary = capsys.readouterr().out.splitlines()[-2:]
     assert summary == "17 samples: tiny 17; 0 refused; 1 that no chat message renders as trained"
+    assert note.endswith("stays text in 1 samples, such as tiny, record 7 (id text-tag)")
 
 
 def test_refused_samples_appear_with_their_reason(preview, tmp_path, capsys):

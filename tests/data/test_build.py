@@ -220,6 +220,11 @@ def written(monkeypatch):
     return lines
 
 
+def test_texts_with_a_tag_are_counted_and_named(build):
+    told = "<image> or <video> without a medium stays text in 1 samples, such as tiny, record 7 (id text-tag)"
+    assert build().notes == [told]
+
+
 def test_index_is_reused_until_something_changes(build, tmp_path, written):
     data = replace(copy_of_tiny(tmp_path / "tiny"), on_error="skip")
     build(data)

@@ -302,6 +302,9 @@ def records(draw) -> Any:
         if draw(st.integers(0, 3)) == 0:
             odd = json_values | st.sampled_from(["../a.png", "a\x00b", ["a.png", "b.png"], 0])
             record[key] = draw(st.just(usual) | odd)
+    for key in ("imgs", "image_path", "Image", "media", "source"):
+        if draw(st.integers(0, 9)) == 0:
+            record[key] = draw(st.sampled_from(["a.png", ["a.png"], {"bytes": "x"}, 7, None]) | json_values)
     return draw(st.just(record) | json_values) if draw(st.integers(0, 9)) == 0 else record
 
 
@@ -315,6 +318,7 @@ def test_a_bad_record_is_refused_by_name_and_raises_nothing_else(encoders, examp
         if isinstance(sample, str):
             assert sample == "bad record"
             return
+        assert sample.images or sample.videos or not (record.get("imgs") == "a.png" and sample.is_tagged_text)
         measured = outcome(lambda: encoder.measure(sample))
         assert isinstance(measured, str) or measured.supervised > 0
 

@@ -1,12 +1,13 @@
 """Rows of Arrow tables as records: what Parquet files and folders of `datasets` have in common.
 
 Columns: `conversations` or `messages`; `image`, `images`, `video`, `videos`, each cell nothing, a path, bytes, a struct
-{bytes, path}, or a list of them; and those of `TEXTS`. Other columns are passed over.
+{bytes, path}, or a list of them; and those of `TEXTS`. Other columns are passed over, but for those that may hold media
+under another name: of these a record says so, so that one that has lost its own is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from llava_train.config.plain import BadRecord
+from llava_train.data.lost import names_media
 from llava_train.data.sources.raw import Raw, made
 
 TURNS = ("conversations", "messages")
 MEDIA = {"image": "image", "images": "image", "video": "video", "videos": "video"}  # columns to keys of a record
 TEXTS = ("id", "data_source", "width", "height", "answers", "choices", "type", "prompt")
+KNOWN = (*TURNS, *MEDIA, *TEXTS)
 NUM_ROWS = 64  # that are held at a time, with their media
 
 
@@ -37,15 +40,20 @@ def chosen_columns(schema: pa.Schema) -> list[str]:
     """Those that make a record. Raises ValueError where there are no conversations."""
     if not any(name in schema.names for name in TURNS):
         raise ValueError(f"has no column {' or '.join(TURNS)}; found: {', '.join(schema.names)}")
-    return [name for name in schema.names if name in (*TURNS, *MEDIA, *TEXTS)]
+    return [field.name for field in schema if field.name in KNOWN or _may_hold_media(field)]
+
+
+def _may_hold_media(field: pa.Field) -> bool:
+    return names_media(field.name) or (pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
 
 
 def records(batch: pa.RecordBatch, first: int, locate: Locate = lambda *_: None) -> Iterator[Raw]:
     """One per row. `first`: number of the first row, for names. Media go as blobs where `locate` finds no place."""
     columns = {name: _values(batch.column(name), locate) for name in chosen_columns(batch.schema)}
+    kinds = {MEDIA[name] for name in columns if name in MEDIA}
     for i in range(batch.num_rows):
         row = {name: values[i] for name, values in columns.items() if values[i] is not None}
-        yield _record(row, f"row {first + i}")
+        yield _record(row, f"row {first + i}", kinds)
 
 
 def _values(array: pa.Array, locate: Locate) -> list:
@@ -77,7 +85,8 @@ def _contents(array: pa.Array, locate: Locate) -> list[Place | bytes | None]:
     ]
 
 
-def _record(row: dict[str, Any], name: str) -> Raw:
+def _record(row: dict[str, Any], name: str, kinds: Collection[str]) -> Raw:
+    """kinds: those that have a column."""
     media: dict[str, list] = {"image": [], "video": []}
     try:
         for key in TURNS:
@@ -90,7 +99,22 @@ def _record(row: dict[str, Any], name: str) -> Raw:
         found = {kind: [_medium(value, f"{kind} of {name}", blobs) for value in media[kind]] for kind in media}
     except BadRecord as error:
         return Raw(b"", bad=f"{name}: {error}")
-    return made(row | {kind: [value for value in found[kind] if value] for kind in media}, tuple(blobs))
+    row = {key: value if key in KNOWN else _described(value) for key, value in row.items()}
+    for kind, entries in found.items():
+        if kind in kinds or entries:
+            row[kind] = [value for value in entries if value]
+    return made(row, tuple(blobs))
+
+
+def _described(value: Any) -> Any:
+    """A cell of a column that is not known: of contents their size alone."""
+    if isinstance(value, list):
+        return [_described(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _described(entry) for key, entry in value.items()}
+    if isinstance(value, bytes | Place):
+        return {"bytes": value.size if isinstance(value, Place) else len(value)}
+    return value if isinstance(value, str) else None
 
 
 def _without_nulls(turns: Any, media: dict[str, list]) -> Any:

@@ -93,7 +93,7 @@ def _record(key: str, members: Members, file: BinaryIO) -> Raw:
             raise BadRecord(f"no JSON: {error}") from error
         if not isinstance(content, dict):
             raise BadRecord(f"is a {type(content).__name__}, not a mapping")
-        record |= from_messages(content)
+        record |= from_messages(content, {kind: [m.name for m in _present(kind, members)] for kind in SUFFIXES})
     elif "txt" not in members:
         raise BadRecord(f"has no member .json or .txt; found: {', '.join(members)}")
     media = {kind: _named(kind, record.get(kind), members) for kind in SUFFIXES}
@@ -119,11 +119,15 @@ def _named(kind: str, entries: Any, members: Members) -> list[tarfile.TarInfo]:
     found = [by_name.get(entry) or by_name.get(entry.rpartition("/")[2]) for entry in entries]
     if entries and all(found):
         return [member for member in found if member]
-    present = [member for member in members.values() if Path(member.name).suffix.lower() in SUFFIXES[kind]]
+    present = _present(kind, members)
     if entries and (any(found) or len(entries) != len(present)):
         missing = next(entry for entry, member in zip(entries, found, strict=True) if not member)
         raise BadRecord(f"{kind} {missing} is no member; found: {', '.join(map(_base, members.values()))}")
     return present
+
+
+def _present(kind: str, members: Members) -> list[tarfile.TarInfo]:
+    return [member for member in members.values() if Path(member.name).suffix.lower() in SUFFIXES[kind]]
 
 
 def _captioned(counts: dict[str, int], caption: tarfile.TarInfo, file: BinaryIO) -> list[dict[str, str]]:
