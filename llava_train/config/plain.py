@@ -36,8 +36,10 @@ COLUMNS = {  # names of a column, however they are cased; the first one counts w
     "system": ("system", "system_prompt"),
     "split": ("split", "subset"),
     "id": ("id", "question_id", "sample_id"),
+    **{name: (name,) for name in ("weight", "loss", "train", "training")},
 }
 DESCRIBE, NAME_IT = "Describe the {}.", "What is shown?"  # asked where a table or a folder has no questions
+NOT_LEARNED = ("0", "0.0", "false", "no")  # in a column weight, loss, train or training
 _TAG = re.compile("<image>|<video>")
 Record = dict[str, Any]
 
@@ -167,6 +169,10 @@ def _record(path: Path, line: int, cells: list[str], header: list[str], columns:
     for column in ("question", "answer", "id"):
         if row.get(column) == "":
             return BadRecord(f"{where}, column {header[columns[column]]}: is empty")
+    for column in ("weight", "loss", "train", "training"):
+        if (cell := row.get(column, "")).lower() in NOT_LEARNED:
+            told = f"{where}, column {header[columns[column]]}: {cell}, so that nothing is learned; take the row out"
+            return BadRecord(told)
     media = {kind: _paths(row.get(kind, "")) for kind in ("image", "video")}
     if not any(media.values()):
         names = " and ".join(header[columns[kind]] for kind in media if kind in columns)

@@ -1,8 +1,9 @@
 """Records, as `llava_train.data.sources` gives them, become `Sample`s.
 
 A record: `id` (optional), `conversations` [{from, value}] or [{role, content}], or `messages` with typed parts (see
-`messages.py`), `image` and `video` each a path or a list of paths, both optional. A first `system` turn replaces the
-default; a leading answer to nothing is dropped.
+`messages.py`), `image` and `video` each a path or a list of paths, both optional. A first `system` turn, or `system`
+beside the turns, replaces the default; a leading answer to nothing is dropped. For what a turn says about its own
+training see `fields.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from llava_train.config.errors import DataError
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.plain import BadRecord
 from llava_train.config.schema import DataConfig
+from llava_train.data.fields import is_learned, refuse_fields, system_text
 from llava_train.data.lost import refuse_lost
 from llava_train.data.messages import from_messages
 from llava_train.data.paths import inside
 from llava_train.data.sample import MediaFile, PackedFile, Role, Sample, Turn
+from llava_train.family.onevision.template import ANSWERS
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -67,7 +70,8 @@ def to_sample(record: Any, source: str, position: int, roots: MediaRoots) -> Sam
             if key in record:
                 raise BadRecord(f"key {key!r}: write {key[:-1]!r}")
         record = from_messages(record)
-        refuse_lost(record, turns := _turns(record.get("conversations")))
+        refuse_fields(record)
+        refuse_lost(record, turns := _turns(record.get("conversations"), system_text(record)))
         return Sample(
             id=record_id(record, position),
             source=source,
@@ -98,12 +102,17 @@ def record_name(record: Any, position: int) -> str:
     return str(position) if identity == str(position) else f"{position} (id {identity})"
 
 
-def _turns(conversation: Any) -> list[Turn]:
+def _turns(conversation: Any, system: str) -> list[Turn]:
+    """system: the text beside the turns, empty where there is none."""
     if not isinstance(conversation, list) or not conversation:
         raise BadRecord("no conversations")
     turns = [_turn(entry) for entry in conversation]
+    if system and turns[0].role != "system":
+        turns.insert(0, Turn("system", _text(system, "system")))
+    elif system and turns[0].text != system:
+        raise BadRecord("the system turn and the system text beside the turns differ: leave one of them out")
     start = 1 if turns[0].role == "system" else 0
-    if len(turns) > start and turns[start].role == "gpt":
+    if len(turns) > start and turns[start].role in ANSWERS:
         del turns[start]
     if any(turn.role == "system" for turn in turns[1:]):
         raise BadRecord("a system turn may only come first")
@@ -121,9 +130,15 @@ def _turn(entry: Any) -> Turn:
         raise BadRecord(f"role {role!r} is unknown; known: {', '.join(ROLES)}")
     if not isinstance(text, str):
         raise BadRecord(f"the text of a {role} turn is a {type(text).__name__}")
+    is_answer = ROLES[role] in ANSWERS
+    read_only = not is_learned(entry, is_answer) and is_answer
+    return Turn("given" if read_only else ROLES[role], _text(text, role))
+
+
+def _text(text: str, role: str) -> str:
     if _writable(text) != text:
         raise BadRecord(f"the text of a {role} turn holds half of a character: {ascii(text)[:60]}")
-    return Turn(ROLES[role], text)
+    return text
 
 
 def _files(record: dict, key: str, roots: MediaRoots) -> list[MediaFile]:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava_train.config.plain import BadRecord
+from llava_train.data.fields import RECORD_KEYS
 
 MEDIA_KEYS = ("image", "video")
-_NOT_MEDIA = {*MEDIA_KEYS, "conversations", "messages", "id", "answers", "choices", "type", "prompt"}
+_NOT_MEDIA = {*MEDIA_KEYS, "conversations", "messages", "id", "answers", "choices", "type", "prompt", *RECORD_KEYS}
 _WORDS = {"image", "img", "picture", "pic", "photo", "video", "clip", "frame", "media", "pixel"}
 _FILE_WORDS = {"file", "filename", "path", "url"}
 _SUFFIX = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|heic|mp4|mkv|webm|avi|mov|m4v|mpe?g)(\?|$)", re.I)

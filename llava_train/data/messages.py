@@ -9,6 +9,7 @@ from llava_train.config.plain import BadRecord
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 
 _TAGS = {"image": IMAGE_TAG, "video": VIDEO_TAG}
+_TEXT_KEYS = ("from", "value", "role", "content")
 _PATH_KEYS = ("path", "url")  # beside the part's own type, which chat templates take as well
 
 
@@ -18,7 +19,8 @@ def from_messages(record: dict[str, Any], beside: Mapping[str, Sequence[str]] | 
     `messages` may stand for `conversations`. Parts {type: text, text}, {type: image, image: PATH} and {type: video,
     video: PATH} become one text: each medium a tag in its place, a newline after it as the chat template writes it; the
     paths of the parts, in order, become `image` and `video`. Parts without paths take those that the record lists, or
-    those that lie `beside` it, by kind. Raises BadRecord, for parts that have nothing to take as well.
+    those that lie `beside` it, by kind, in order or by the `index` of each. Raises BadRecord, also where a part has
+    nothing to take.
     """
     if "messages" in record and "conversations" in record:
         raise BadRecord("has messages and conversations: leave one of them out")
@@ -26,14 +28,18 @@ def from_messages(record: dict[str, Any], beside: Mapping[str, Sequence[str]] | 
     record = {key: value for key, value in record.items() if key != "messages"} | {"conversations": turns}
     if not isinstance(turns, list) or not any(isinstance(_content(turn), list) for turn in turns):
         return record
-    paths: dict[str, list[str | None]] = {"image": [], "video": []}
-    record["conversations"] = [_as_text(turn, paths) for turn in turns]
-    for kind, found in paths.items():
+    media: dict[str, list[dict[str, Any]]] = {"image": [], "video": []}
+    record["conversations"] = [_as_text(turn, media) for turn in turns]
+    listed = {kind: record.get(kind) or (beside or {}).get(kind) for kind in media}
+    for kind, parts in media.items():
+        found = [_path(part, kind) for part in parts]
         if any(found):
             if record.get(kind) or not all(found):
                 raise BadRecord(f"give the path of each {kind} in its part, or all of them in {kind!r}")
             record[kind] = found
-        elif found and not any(record.get(one) or (beside or {}).get(one) for one in paths):
+        elif any(part.get("index") is not None for part in parts):
+            _pick(record, kind, [part.get("index") for part in parts], listed[kind])
+        elif found and not any(listed.values()):
             told = f"{len(found)} parts of type {kind!r} without a path, and {kind!r} lists none"
             raise BadRecord(f"{told}: give it in the part, as {{'type': {kind!r}, {kind!r}: PATH}}, or there")
     return record
@@ -43,8 +49,20 @@ def _content(turn: Any) -> Any:
     return turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
 
 
-def _as_text(turn: Any, paths: dict[str, list[str | None]]) -> Any:
-    """Worked case: image, text `What?` -> `<image>\\nWhat?`."""
+def _pick(record: dict[str, Any], kind: str, indices: list[Any], listed: Any) -> None:
+    """Puts the media of a kind, with their sizes, in the order in which the parts name them."""
+    entries = listed if isinstance(listed, list) else [listed] if listed else []
+    if any(type(index) is not int for index in indices) or {*indices} != {*range(len(entries))}:
+        told = ", ".join(str(index) for index in indices)
+        raise BadRecord(f"parts of type {kind!r} have index {told}, of {len(entries)} in {kind!r}: name each from 0 on")
+    record[kind] = [entries[index] for index in indices]
+    for key in ("width", "height"):
+        if kind == "image" and isinstance(sides := record.get(key), list) and len(sides) == len(entries):
+            record[key] = [sides[index] for index in indices]
+
+
+def _as_text(turn: Any, media: dict[str, list[dict[str, Any]]]) -> Any:
+    """Worked case: image, text `What?` -> `<image>\\nWhat?`. The media parts go to `media`, by kind."""
     parts = _content(turn)
     if not isinstance(parts, list):
         return turn
@@ -57,12 +75,13 @@ def _as_text(turn: Any, paths: dict[str, list[str | None]]) -> Any:
             text += "\n" * (after_medium and bool(words) and not words.startswith("\n")) + words
             after_medium = after_medium and not words
         elif kind in _TAGS:
-            paths[kind].append(_path(part, kind))
+            media[kind].append(part)
             text += "\n" * after_medium + _TAGS[kind]
             after_medium = True
         else:
             raise BadRecord(f"a part is of type {kind!r}; known: text with its text, image, video")
-    return {"role": turn.get("role", turn.get("from")), "content": text + "\n" * after_medium}
+    others = {key: value for key, value in turn.items() if key not in _TEXT_KEYS}
+    return {**others, "role": turn.get("role", turn.get("from")), "content": text + "\n" * after_medium}
 
 
 def _path(part: dict[str, Any], kind: str) -> str | None:

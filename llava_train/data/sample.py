@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from llava_train.config.errors import DataError
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, MediumKind, TemplateError, media_order
 
-Role = Literal["system", "human", "gpt"]
+Role = Literal["system", "human", "gpt", "given"]  # given: an answer that is read and not learned
 
 
 class Turn(NamedTuple):

@@ -68,6 +68,8 @@ def read_questions(
 
 def _question(record: Any, source: str, position: int, root: Path, score: Kind | Literal["auto"]) -> Question:
     sample = to_sample(record, source, position, MediaRoots(root, outside=True))
+    if sample.turns[-1].role == "given":  # what is not learned may still be asked for
+        sample = replace(sample, turns=[*sample.turns[:-1], Turn("gpt", sample.turns[-1].text)])
     try:
         answers, choices = _answers(record), _choices(record)
         if sample.turns[-1].role != "gpt":

@@ -25,6 +25,7 @@ from llava_train.config.errors import DataError
 from llava_train.config.schema import VideoConfig
 from llava_train.data.collate import collate
 from llava_train.data.encode import EncodedSample, Encoder
+from llava_train.data.fields import LEARNED_KEYS, RECORD_KEYS, REFUSED
 from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.data.media import Limits, MediaReader, MediumSize
 from llava_train.data.sample import Sample, Turn
@@ -109,7 +110,9 @@ def cases(draw, encoders: list[Encoder]) -> Case:
     if isinstance(encoder.template, PlainTemplate):
         turns = [Turn("human", "<image>" * draw(st.integers(0, 2)) + draw(texts)), Turn("gpt", draw(texts))]
     else:
-        roles = draw(st.lists(st.sampled_from(["human", "gpt"]), max_size=5) | st.just(["gpt", "human"] * 4))
+        roles = draw(
+            st.lists(st.sampled_from(["human", "gpt", "gpt", "given"]), max_size=5) | st.just(["gpt", "human"] * 4)
+        )
         later = draw(st.sampled_from([texts, words]))
         turns = [Turn("human", draw(texts)), *(Turn(role, draw(later)) for role in roles)]
     if draw(st.integers(0, 3)) == 0:
@@ -277,6 +280,7 @@ def test_a_sample_keeps_its_labels_in_a_pack(encoders, examples):
     always(examples, holds, st.lists(cases(encoders), min_size=1, max_size=3))
 
 
+fields = st.sampled_from([*RECORD_KEYS, *LEARNED_KEYS * 2])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts | st.just("\ud800"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2),
@@ -284,7 +288,12 @@ json_values = st.recursive(
 )
 parts = st.fixed_dictionaries(
     {"type": st.sampled_from(["text", "text", "image", "video", "image_url", None])},
-    optional={"text": texts | json_values, "image": texts | json_values, "path": texts},
+    optional={
+        "index": st.integers(-1, 2) | json_values,
+        "text": texts | json_values,
+        "image": texts | json_values,
+        "path": texts,
+    },
 )
 contents = texts | texts | texts | st.just("a \ud800") | st.lists(parts, max_size=2) | json_values
 
@@ -297,7 +306,12 @@ def records(draw) -> Any:
     roles = ["user", *draw(st.lists(st.sampled_from(names) | json_values, max_size=3))]
     roles = draw(st.permutations(roles)) if draw(st.booleans()) else roles
     turns = [dict(zip(keys, (role, draw(contents)), strict=True)) for role in roles]
+    for turn in turns:
+        if draw(st.integers(0, 5)) == 0:
+            turn[draw(fields)] = draw(st.sampled_from([0, 1, False, True, None, 0.5, [], [{"name": "x"}], "x"]))
     record = {draw(st.sampled_from(["conversations", "messages"])): turns}
+    if draw(st.integers(0, 5)) == 0:
+        record[draw(fields)] = draw(st.sampled_from(["Be brief.", 0, 1, True, None, [], [{"name": "x"}]]) | json_values)
     for key, usual in {"image": "a.png", "video": ["v.mp4"], "id": "7", "width": 8, "height": [8]}.items():
         if draw(st.integers(0, 3)) == 0:
             odd = json_values | st.sampled_from(["../a.png", "a\x00b", ["a.png", "b.png"], 0])
@@ -306,6 +320,10 @@ def records(draw) -> Any:
         if draw(st.integers(0, 9)) == 0:
             record[key] = draw(st.sampled_from(["a.png", ["a.png"], {"bytes": "x"}, 7, None]) | json_values)
     return draw(st.just(record) | json_values) if draw(st.integers(0, 9)) == 0 else record
+
+
+def record_turns(record: dict) -> list[dict]:
+    return record.get("conversations", record.get("messages"))
 
 
 @pytest.mark.parametrize("examples", LONG)
@@ -318,6 +336,9 @@ def test_a_bad_record_is_refused_by_name_and_raises_nothing_else(encoders, examp
         if isinstance(sample, str):
             assert sample == "bad record"
             return
+        said = [turn.get(key) for turn in record_turns(record) for key in LEARNED_KEYS if turn.get(key) is not None]
+        assert sum(turn.role == "given" for turn in sample.turns) <= said.count(0)
+        assert not any(record.get(key) or turn.get(key) for key in REFUSED for turn in record_turns(record))
         assert sample.images or sample.videos or not (record.get("imgs") == "a.png" and sample.is_tagged_text)
         measured = outcome(lambda: encoder.measure(sample))
         assert isinstance(measured, str) or measured.supervised > 0

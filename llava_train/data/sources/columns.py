@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from llava_train.config.plain import BadRecord
+from llava_train.data.fields import RECORD_KEYS
 from llava_train.data.lost import names_media
 from llava_train.data.sources.raw import Raw, made
 
 TURNS = ("conversations", "messages")
 MEDIA = {"image": "image", "images": "image", "video": "video", "videos": "video"}  # columns to keys of a record
-TEXTS = ("id", "data_source", "width", "height", "answers", "choices", "type", "prompt")
+TEXTS = ("id", "data_source", "width", "height", "answers", "choices", "type", "prompt", *RECORD_KEYS)
 KNOWN = (*TURNS, *MEDIA, *TEXTS)
 NUM_ROWS = 64  # that are held at a time, with their media
 

@@ -104,6 +104,7 @@ class CheckpointTemplate:
             elif role != "system":
                 reason = self._problem(role)
                 raise TemplateError("not understood", f"it does not render what the {ROLE_NAMES[role]} says{reason}")
+        self._forms["given"] = self._forms["gpt"]
         self._header, self._tail = self._frame()
         self.end = self._end(added_tokens)
         self._learned_tail = self._tail.index(self.end) + len(self.end)

@@ -1,7 +1,8 @@
 """The text rules of a conversation: which pieces of text a sample becomes, and which of them are learned.
 
-Enters: turns as (role, text), role one of system, human, gpt. Leaves: `Piece`s in order, for the encoder to turn into
-ids and labels in one pass; and the Jinja chat template by which an exported checkpoint renders the same text.
+Enters: turns as (role, text), role one of system, human, gpt, and given, an answer that is not learned. Leaves:
+`Piece`s in order, for the encoder to turn into ids and labels in one pass; and the Jinja chat template by which an
+exported checkpoint renders the same text.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ LabelRule = Literal["clean", "original"]
 TurnText = tuple[str, str]  # role, text
 
 _TAGS = re.compile(f"({IMAGE_TAG}|{VIDEO_TAG})")
-ROLE_NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
+ROLE_NAMES = {"system": "system", "human": "user", "gpt": "assistant", "given": "assistant"}
+ANSWERS = ("gpt", "given")
 
 
 class TemplateError(ValueError):
@@ -178,7 +180,7 @@ def _header(role: str) -> str:
 
 
 def unanswered(turns: Sequence[TurnText]) -> Sequence[TurnText]:
-    return turns[:-1] if turns[-1][0] == "gpt" else turns
+    return turns[:-1] if turns[-1][0] in ANSWERS else turns
 
 
 class VicunaTemplate:
@@ -216,15 +218,15 @@ class VicunaTemplate:
         return [*self.pieces(unanswered(turns), tags), *self._turn("gpt", "", {})]
 
     def _turn(self, role: str, text: str, tags: dict[str, MediumKind]) -> list[Piece]:
-        learned = role == "gpt"
-        header = Piece("ASSISTANT:" if learned else "USER:", False)
+        learned, is_answer = role == "gpt", role in ANSWERS
+        header = Piece("ASSISTANT:" if is_answer else "USER:", False)
         if not text:
             return [header]
         pieces = [header, Piece(" ", learned), *split_at_tags(text, learned, tags)]
         for i, (before, piece) in enumerate(pairwise(pieces), start=1):
             if before.medium and piece.text and not piece.text.startswith(" "):
                 pieces[i] = Piece(f" {piece.text}", learned)
-        return [*pieces, Piece("</s>" if learned else " ", learned, ends_answer=learned)]
+        return [*pieces, Piece("</s>" if is_answer else " ", learned, ends_answer=learned)]
 
 
 class PlainTemplate:
@@ -241,7 +243,8 @@ class PlainTemplate:
 
     def pieces(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
         if [role for role, _ in turns] != ["human", "gpt"]:
-            detail = f"the plain template takes one human and one gpt turn, not {len(turns)}"
+            found = len(turns) if len(turns) != 2 else " and ".join(role for role, _ in turns)
+            detail = f"the plain template takes one human and one gpt turn, not {found}"
             raise TemplateError("not a caption", detail)
         caption = normalise_tags(turns[1][1], self._tag_policy)
         return [*self.prompt_pieces(turns, tags), *split_at_tags(caption + "\n", True, tags)]
