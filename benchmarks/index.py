@@ -1,4 +1,4 @@
-"""The index of many records of text and stated sizes: time to build, to open again, memory; and image headers.
+"""The index of many records of text and stated sizes: time to build, to hold out, to open again; and image headers.
 
 usage: python benchmarks/index.py [--records 1000000] [--rows 5000000] [--folder /tmp/index-benchmark]
 
@@ -92,6 +92,21 @@ def built(folder: Path) -> str:
     )
 
 
+def held_out(folder: Path) -> str:
+    """What an index takes in addition where samples are held out; its image files are not there, so none is hashed."""
+    from llava_train.data.held_out import same_content
+    from llava_train.data.indexing import load_index
+    from llava_train.data.pictures import find_pictures
+
+    _, _, source, reading = stage_parts(folder)
+    index = load_index(source, reading, "benchmark", 1, folder / "cache")
+    started = time.perf_counter()
+    find_pictures([("benchmark", index, reading)], os.cpu_count() or 1)
+    found = time.perf_counter() - started
+    same_content([index.pictures()])
+    return f"media found in {found:.1f} s, grouped in {time.perf_counter() - started - found:.2f} s"
+
+
 def opened(folder: Path) -> str:
     from llava_train.data.indexing import load_index
 
@@ -182,8 +197,8 @@ def main() -> None:
         folder = Path(name)
         write_records(folder / "records.jsonl", arguments.records)
         print(f"wrote {(folder / 'records.jsonl').stat().st_size / 1e6:,.0f} MB of records", flush=True)
-        phases = (built, opened, partial(repeated, count=arguments.rows), opened_rows, headers)
-        for title, phase in zip(("built", "opened", "repeated", "opened", "headers"), phases, strict=True):
+        phases = (built, held_out, opened, partial(repeated, count=arguments.rows), opened_rows, headers)
+        for title, phase in zip(("built", "held out", "opened", "repeated", "opened", "headers"), phases, strict=True):
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 print(f"{title}: {pool.submit(phase, folder).result()}", flush=True)
 

@@ -167,7 +167,7 @@ def build_data(
         other = read(replace(data, file=evaluation.file))
         held_out = measured(other, np.arange(len(other)))
     elif evaluation and evaluation.held_out:
-        held = held_out_samples(samples.content(), evaluation.held_out, seed, stage_name)
+        held = held_out_samples(samples.content(data.num_workers), evaluation.held_out, seed, stage_name)
         held_out, trained = measured(samples, trained[held]), trained[~held]
     draws = samples.draws(trained)
     order = make_order(PackSizes.of(samples.sizes[draws], cost), stage, stage_name, seed, world_size, cache_dir)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from llava_train.config.errors import DataError
 from llava_train.data.formats import record_name
+from llava_train.data.held_out import Pictures, same_content
 from llava_train.data.media import MediumSize
 from llava_train.data.sources import Raw, record_of
 from llava_train.family.onevision.template import MediumKind
@@ -25,6 +26,7 @@ from llava_train.family.onevision.template import MediumKind
 REFUSED = -1  # text tokens of a record that makes no sample
 KINDS: tuple[MediumKind, ...] = ("image", "video")
 ROWS, RECORDS, MEDIA, ABOUT = "rows.arrow", "records.jsonl", "media.bin", "source.json"
+PICTURES = "pictures.npz"  # which media are the same, where samples have been held out: see `pictures.py`
 
 MEDIUM = pa.struct(
     [("kind", pa.int8()), ("height", pa.int32()), ("width", pa.int32()), ("frames", pa.int32()), ("fps", pa.float64())]
@@ -37,7 +39,6 @@ SCHEMA = pa.schema(
         ("text_tokens", pa.int32()),
         ("supervised", pa.int32()),
         ("tagged", pa.bool_()),  # a text with <image> or <video> in it and no medium
-        ("content", pa.uint64()),  # equal for samples about the same media, or of the same text
         ("media", pa.list_(MEDIUM)),  # in reading order
         ("cuts", pa.list_(CUT)),  # shorter forms of the sample, shortest first: see Encoder.measure
         ("reason", pa.string()),  # why it is refused, with the detail; empty where it is not
@@ -63,8 +64,8 @@ class Index:
             rows = pa.ipc.open_file(file)
             batch = rows.get_batch(0) if rows.num_record_batches else pa.RecordBatch.from_pylist([], SCHEMA)
         columns: dict[str, Any] = {name: batch.column(name) for name in SCHEMA.names}
-        self.offsets, self.sizes, self.text_tokens, self.supervised, self.content = (
-            columns[name].to_numpy() for name in ("offset", "size", "text_tokens", "supervised", "content")
+        self.offsets, self.sizes, self.text_tokens, self.supervised = (
+            columns[name].to_numpy() for name in ("offset", "size", "text_tokens", "supervised")
         )
         self.tagged = columns["tagged"].to_numpy(zero_copy_only=False)
         self.media_starts, self.media = _flat(columns["media"])  # int32 [records + 1] into arrays by field
@@ -99,6 +100,25 @@ class Index:
         positions = np.flatnonzero(self.text_tokens == REFUSED)
         found = self._reasons.take(pa.array(positions)).to_pylist()
         return [(int(p), reason) for p, reason in zip(positions, found, strict=True) if reason in reasons]
+
+    def stamp(self) -> list[int]:
+        """Of the rows on disk; another when some were made anew."""
+        about = (self.folder / ROWS).stat()
+        return [about.st_size, about.st_mtime_ns]
+
+    def pictures(self) -> Pictures:
+        """Raises OSError, ValueError, KeyError, EOFError or BadZipFile where those of these rows are not there."""
+        with np.load(self.folder / PICTURES) as found:
+            if found["rows"].tolist() != self.stamp():
+                raise ValueError(f"{PICTURES} is of other rows")
+            stored = {name: found[name] for name in ("text", "key", "place", "size", "digest")}
+        sides = {name: self.media[name] for name in ("height", "width")}
+        return Pictures(starts=self.media_starts, **stored, **sides)
+
+    @property
+    def content(self) -> np.ndarray:
+        """uint64 [records], equal for samples that go together; of this source alone. Raises as `pictures` does."""
+        return same_content([self.pictures()])[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}

@@ -37,7 +37,7 @@ from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sample import PackedFile, Sample
 from llava_train.data.sources import Raw, Source, record_of
 
-FORMAT = 4  # of the folder; a change of form makes old indexes unread
+FORMAT = 5  # of the folder; a change of form makes old indexes unread
 CHUNK = 256  # records measured at a time
 PARALLEL_ABOVE = 2048  # records; below, starting processes costs more than it saves
 AHEAD = 4  # chunks per process that wait to be measured
@@ -78,24 +78,14 @@ class Reading:
         try:
             sample = self.sample(place.position, place.raw)
             measured, sizes = self.encoder.measure(sample), self.media.sizes(sample)
-            return _Row(measured, sizes, self._content(sample), sample.is_tagged_text)
+            return _Row(measured, sizes, sample.is_tagged_text)
         except DataError as error:
-            return _Row(Measured(REFUSED, 0, []), [], 0, False, error.reason, error.detail)
-
-    def _content(self, sample: Sample) -> int:
-        """Paths count from the data root, so that it may move."""
-        base = f"{self.roots.base or self.roots.root}{os.sep}"
-        names = []
-        for file in (*sample.images, *sample.videos):
-            names.append(f"{file.name} {file.size}" if isinstance(file, PackedFile) else str(file).removeprefix(base))
-        common = sorted(names) or [turn.text for turn in sample.turns]
-        return int.from_bytes(hashlib.sha256(repr(common).encode()).digest()[:8], "little")
+            return _Row(Measured(REFUSED, 0, []), [], False, error.reason, error.detail)
 
 
 class _Row(NamedTuple):
     measured: Measured
     media: list[MediumSize]
-    content: int
     tagged: bool
     reason: str = ""
     detail: str = ""
@@ -114,7 +104,7 @@ def load_index(
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / f"{source.path.stem[:40]}-{key}"
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock"), source.name) as alone:
+    with locked(folder.with_suffix(".lock"), source.name) as alone:
         if (index := _opened(folder)) is None:
             _make(folder, source, reading, about, num_workers, alone)
             return Index(folder)
@@ -271,7 +261,6 @@ def _batch(places: Sequence[Place], rows: Sequence[_Row]) -> pa.RecordBatch:
         [row.measured.text_tokens for row in rows],
         [row.measured.supervised for row in rows],
         [row.tagged for row in rows],
-        [row.content for row in rows],
         _lists(media, sizes, MEDIUM),
         _lists(cuts, [cut for of_row in cuts for cut in of_row], CUT),
         [row.reason for row in rows],
@@ -324,7 +313,7 @@ def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 @contextmanager
-def _locked(path: Path, name: str) -> Iterator[bool]:
+def locked(path: Path, name: str) -> Iterator[bool]:
     """One process at a time; the system lets go of the lock of a process that dies. False: it knows no locks here."""
     import fcntl
 

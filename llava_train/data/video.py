@@ -46,7 +46,7 @@ class VideoReader:
         Raises FileNotFoundError, UnreadableVideo, UnreadableImage.
         """
         if isinstance(file, Path) and file.is_dir():
-            frames = _folder_frames(file)
+            frames = folder_frames(file)
             return len(frames), math.nan, *image_size(frames[0])
         return self._ask(file, 0)
 
@@ -58,7 +58,7 @@ class VideoReader:
         """uint8 [frames, 3, size, size]. Raises as `size` does."""
         if not isinstance(file, Path) or not file.is_dir():
             return self._ask(file, size)
-        frames = _folder_frames(file)
+        frames = folder_frames(file)
         taken = self._taken(len(frames), math.nan)
         return np.stack([to_square(open_image(frames[i], self._max_pixels), size) for i in taken])
 
@@ -151,7 +151,7 @@ def _place(file: MediaFile) -> video_worker.Place:
     return str(file), 0, -1, None
 
 
-def _folder_frames(folder: Path) -> list[Path]:
+def folder_frames(folder: Path) -> list[Path]:
     """All frames, numbers in names by value: the folder's maker chose the rate."""
     frames = sorted((f for f in folder.iterdir() if f.suffix.lower() in FRAME_SUFFIXES), key=_natural)
     if not frames:

@@ -19,10 +19,12 @@ from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig
 from llava_train.data.encode import TOO_LONG
 from llava_train.data.formats import record_name
+from llava_train.data.held_out import same_content
 from llava_train.data.index import KINDS, REFUSED, Index
 from llava_train.data.indexing import Reading
 from llava_train.data.media import MediaReader, MediumSize
 from llava_train.data.packing import SampleSizes
+from llava_train.data.pictures import find_pictures
 from llava_train.data.sample import Sample
 from llava_train.data.sources import record_of
 
@@ -66,12 +68,13 @@ class Samples:
         counts = np.bincount(self._source_of[positions], minlength=len(self._sources))
         return dict(zip([source.name for source in self._sources], counts.tolist(), strict=True))
 
-    def content(self) -> np.ndarray:
-        """uint64 [samples], equal for samples about the same media, or of the same text where there are none."""
+    def content(self, num_workers: int) -> np.ndarray:
+        """uint64 [samples], equal for samples that share media, or of the same text where there are none."""
+        find_pictures([(source.name, source.index, source.reading) for source in self._sources], num_workers)
         content = np.empty(len(self), dtype=np.uint64)
-        for number, source in enumerate(self._sources):
+        for number, of_index in enumerate(same_content([source.index.pictures() for source in self._sources])):
             of_source = self._source_of == number
-            content[of_source] = source.index.content[self._records[of_source]]
+            content[of_source] = of_index[self._records[of_source]]
         return content
 
     def notes(self, positions: np.ndarray) -> list[str]:

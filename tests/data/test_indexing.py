@@ -65,7 +65,7 @@ def many(tmp_path_factory) -> Path:
 
 
 def same(one: Index, other: Index) -> bool:
-    names = ("offsets", "sizes", "text_tokens", "supervised", "content", "media_starts", "cut_starts")
+    names = ("offsets", "sizes", "text_tokens", "supervised", "media_starts", "cut_starts")
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
