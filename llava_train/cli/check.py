@@ -9,12 +9,16 @@ from llava_train.config.errors import ConfigError
 from llava_train.config.files import StageRecords, check_files
 from llava_train.config.load import collect
 from llava_train.config.schema import Config, StageConfig
+from llava_train.data.mixture import passed_over, present_sources
 from llava_train.family.onevision.start import model_faults
 
 
 def run(argv: list[str]) -> int:
     """Prints a summary of a sound run. Raises ConfigError with all faults of one that is not."""
-    print(summary(*load_checked(argv)))
+    config, records = load_checked(argv)
+    print(summary(config, records))
+    for line in passed_over(present_sources(config.data, stage) for stage in config.stages.values()):
+        print(line)
     return 0
 
 

@@ -21,7 +21,7 @@ from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import Config, ModelConfig
 from llava_train.data.build import make_encoder
 from llava_train.data.media import make_media_reader
-from llava_train.data.mixture import present_sources
+from llava_train.data.mixture import passed_over, present_sources
 from llava_train.data.preview import Preview, Shown, Summary, as_record, as_text
 from llava_train.data.preview_page import PreviewPage
 from llava_train.data.survey import survey
@@ -42,7 +42,8 @@ def run(argv: list[str]) -> int:
     else:
         _show(config, previews, tokenizer)
     to_pipe = config.preview.format == "jsonl" and not config.preview.out
-    print(summary, file=sys.stderr if to_pipe else sys.stdout)
+    for line in [*passed_over(sources.values()), summary]:
+        print(line, file=sys.stderr if to_pipe else sys.stdout)
     return 0
 
 

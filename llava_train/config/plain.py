@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_train.config.kinds import TABLE_SUFFIXES
+from llava_train.config.pictures import IMAGE_SUFFIXES, sorted_out
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DELIMITERS = ",;\t"
 COLUMNS = {  # names of a column, however they are cased; the first one counts where there are several
     "image": (
@@ -40,6 +40,7 @@ COLUMNS = {  # names of a column, however they are cased; the first one counts w
 }
 DESCRIBE, NAME_IT = "Describe the {}.", "What is shown?"  # asked where a table or a folder has no questions
 NOT_LEARNED = ("0", "0.0", "false", "no")  # in a column weight, loss, train or training
+NAMED = 5  # files that are passed over
 _TAG = re.compile("<image>|<video>")
 Record = dict[str, Any]
 
@@ -51,6 +52,15 @@ class BadRecord(ValueError):
 def read_plain(path: Path, split: str = "") -> list[Record | BadRecord]:
     """The records of a folder or a table. Raises OSError or ValueError."""
     return read_folder(path) if path.is_dir() else read_table(path, split)
+
+
+def passed_over(path: Path) -> str:
+    """What is not read of a folder or a table, in words; empty where all is. Raises OSError or ValueError."""
+    others = sorted_out(path).others if path.is_dir() else []
+    if not others:
+        return ""
+    named = ", ".join(map(str, others[:NAMED]))
+    return f"{len(others):,} files that are neither pictures nor captions of one, such as {named}"
 
 
 def read_table(path: Path, split: str = "") -> list[Record | BadRecord]:
@@ -70,19 +80,16 @@ def read_table(path: Path, split: str = "") -> list[Record | BadRecord]:
 def read_folder(path: Path) -> list[Record | BadRecord]:
     """Pictures with captions, PICTURE.txt beside each; else pictures in folders that are named by what they show.
 
-    Paths are below `path`, in the order of their names. Raises ValueError where it is neither.
+    Paths are below `path`, in the order of their names. Raises ValueError where it is neither, OSError.
     """
-    files = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
-    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
-    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    pictures, texts, others = sorted_out(path)
     if not pictures:
-        kinds = ", ".join(sorted({file.suffix or file.name for file in files})) or "nothing"
+        kinds = ", ".join(sorted({file.suffix or file.name for file in others})) or "nothing"
         raise ValueError(f"holds no pictures ({' '.join(IMAGE_SUFFIXES)}); found: {kinds}")
-    texts = {file.with_suffix("") for file in files if file.suffix.lower() == ".txt"}
-    if any(picture.with_suffix("") in texts for picture in pictures):
+    if texts:
         return [_captioned(path, picture) for picture in pictures]
     if all(len(picture.parts) == 1 for picture in pictures):
-        tables = [str(path / file) for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+        tables = [str(path / file) for file in others if file.suffix.lower() in TABLE_SUFFIXES]
         hint = f"; name its table instead: {' or '.join(tables)}" if tables else ""
         told = (
             f"{len(pictures)} pictures, no caption (such as {pictures[0].with_suffix('.txt')}) and no folder by label"

@@ -137,22 +137,23 @@ def build_data(
         template += [tokenizer.chat_template, tokenizer.special_tokens_map]
     settings = [vocabulary, encoder.placeholders, template]
 
-    def read(data: DataConfig) -> Samples:
-        sources = []
+    def read(data: DataConfig) -> tuple[Samples, list[str]]:
+        sources, passed_over = [], []
         for name, source in present_sources(data, stage).items():
             reading = Reading(encoder, media, media_roots(data, source))
             opened = open_source(os.path.abspath(source.file), name)
             index = load_index(opened, reading, settings, data.num_workers, cache_dir, mend=rank == 0)
+            passed_over += [told] if rank == 0 and (told := opened.passed_over()) else []
             sources.append(Source(name, source, index, reading.packed_in(index.folder)))
         samples = Samples(sources, data, media, stage.max_length, seed)
         _refuse(samples, data)
-        return samples
+        return samples, passed_over
 
     cost = sample_cost(dims, stage)  # as if nothing were, so that packs stay when that changes
 
     def steps(samples: Samples, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
         dataset = StepDataset(samples, draws, encoder, media, order, rank, world_size)
-        counts, notes = samples.num_by_source(draws), samples.notes(draws)
+        counts, notes = samples.num_by_source(draws), [*passed_over, *samples.notes(draws)]
         return StageData(dataset, order, counts, samples.refused, notes, data, held_out)
 
     def measured(samples: Samples, positions: np.ndarray) -> StageData:
@@ -161,10 +162,10 @@ def build_data(
             samples, positions, OnceOrder(PackSizes.of(samples.sizes[positions], cost), budget, HELD_OUT_BATCH)
         )
 
-    samples, held_out = read(data), None
+    (samples, passed_over), held_out = read(data), None
     trained = np.arange(len(samples))
     if evaluation and evaluation.file:
-        other = read(replace(data, file=evaluation.file))
+        other, _ = read(replace(data, file=evaluation.file))
         held_out = measured(other, np.arange(len(other)))
     elif evaluation and evaluation.held_out:
         held = held_out_samples(samples.content(data.num_workers), evaluation.held_out, seed, stage_name)

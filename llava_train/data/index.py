@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
         ("size", pa.int32()),
         ("text_tokens", pa.int32()),
         ("supervised", pa.int32()),
-        ("tagged", pa.bool_()),  # a text with <image> or <video> in it and no medium
+        ("note", pa.int8()),  # what is said of a sample that is not refused: see `notes.py`
         ("media", pa.list_(MEDIUM)),  # in reading order
         ("cuts", pa.list_(CUT)),  # shorter forms of the sample, shortest first: see Encoder.measure
         ("reason", pa.string()),  # why it is refused, with the detail; empty where it is not
@@ -64,10 +64,9 @@ class Index:
             rows = pa.ipc.open_file(file)
             batch = rows.get_batch(0) if rows.num_record_batches else pa.RecordBatch.from_pylist([], SCHEMA)
         columns: dict[str, Any] = {name: batch.column(name) for name in SCHEMA.names}
-        self.offsets, self.sizes, self.text_tokens, self.supervised = (
-            columns[name].to_numpy() for name in ("offset", "size", "text_tokens", "supervised")
+        self.offsets, self.sizes, self.text_tokens, self.supervised, self.notes = (
+            columns[name].to_numpy() for name in ("offset", "size", "text_tokens", "supervised", "note")
         )
-        self.tagged = columns["tagged"].to_numpy(zero_copy_only=False)
         self.media_starts, self.media = _flat(columns["media"])  # int32 [records + 1] into arrays by field
         self.cut_starts, self.cuts = _flat(columns["cuts"])
         self._reasons, self._details = columns["reason"], columns["detail"]

@@ -33,11 +33,12 @@ from llava_train.data.encode import Encoder, Measured
 from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.data.index import ABOUT, CUT, KINDS, MEDIA, MEDIUM, RECORDS, REFUSED, ROWS, SCHEMA, Index
 from llava_train.data.media import MediaReader, MediumSize
+from llava_train.data.notes import note_of
 from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sample import PackedFile, Sample
 from llava_train.data.sources import Raw, Source, record_of
 
-FORMAT = 5  # of the folder; a change of form makes old indexes unread
+FORMAT = 6  # of the folder; a change of form makes old indexes unread
 CHUNK = 256  # records measured at a time
 PARALLEL_ABOVE = 2048  # records; below, starting processes costs more than it saves
 AHEAD = 4  # chunks per process that wait to be measured
@@ -78,15 +79,15 @@ class Reading:
         try:
             sample = self.sample(place.position, place.raw)
             measured, sizes = self.encoder.measure(sample), self.media.sizes(sample)
-            return _Row(measured, sizes, sample.is_tagged_text)
+            return _Row(measured, sizes, note_of(sample))
         except DataError as error:
-            return _Row(Measured(REFUSED, 0, []), [], False, error.reason, error.detail)
+            return _Row(Measured(REFUSED, 0, []), [], 0, error.reason, error.detail)
 
 
 class _Row(NamedTuple):
     measured: Measured
     media: list[MediumSize]
-    tagged: bool
+    note: int
     reason: str = ""
     detail: str = ""
 
@@ -260,7 +261,7 @@ def _batch(places: Sequence[Place], rows: Sequence[_Row]) -> pa.RecordBatch:
         [len(place.raw.content) for place in places],
         [row.measured.text_tokens for row in rows],
         [row.measured.supervised for row in rows],
-        [row.tagged for row in rows],
+        [row.note for row in rows],
         _lists(media, sizes, MEDIUM),
         _lists(cuts, [cut for of_row in cuts for cut in of_row], CUT),
         [row.reason for row in rows],

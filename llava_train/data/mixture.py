@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,12 @@ def present_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceCon
     if not data.allow_missing_sources:
         return sources
     return {name: source for name, source in sources.items() if source.path.exists()}
+
+
+def passed_over(stages: Iterable[dict[str, SourceConfig]]) -> list[str]:
+    """What is not read of the sources of stages, in words; each source once. Raises DataError."""
+    told = (open_source(source.file, name).passed_over() for of in stages for name, source in of.items())
+    return list(dict.fromkeys(filter(None, told)))
 
 
 def sampled_records(name: str, source: SourceConfig, seed: int) -> Iterator[tuple[int, Any]]:

@@ -24,8 +24,8 @@ from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.formats import MediaRoots, media_roots, record_id, to_sample
 from llava_train.data.media import MediaReader
 from llava_train.data.mixture import sampled_records
+from llava_train.data.notes import NAMED, note_of, told
 from llava_train.data.sample import Sample
-from llava_train.data.view import NAMED, tagged_note
 from llava_train.family.onevision.chat import CheckpointTemplate
 from llava_train.family.onevision.template import Template, media_tags, rendered_by_template
 
@@ -62,7 +62,7 @@ class Summary:
     shown: Counter[str] = field(default_factory=Counter)  # by source
     refused: Counter[str] = field(default_factory=Counter)  # by reason
     unrendered: int = 0  # samples that no chat message renders as they are trained on
-    tagged: list[str] = field(default_factory=list)  # samples without media in which a tag stays text
+    notes: dict[int, list[str]] = field(default_factory=dict)  # names of samples by note: see `notes.py`
 
     def add(self, source: str, result: EncodedSample | DataError, unrendered: bool) -> None:
         self.shown[source] += 1
@@ -74,7 +74,7 @@ class Summary:
         parts = [f"{sum(self.shown.values())} samples: {_counted(self.shown)}"]
         parts.append(f"{sum(self.refused.values())} refused" + (f": {_counted(self.refused)}" if self.refused else ""))
         parts.append(f"{self.unrendered} that no chat message renders as trained")
-        notes = [tagged_note(len(self.tagged), self.tagged[:NAMED])] if self.tagged else []
+        notes = [told(note, len(names), names[:NAMED]) for note, names in sorted(self.notes.items())]
         return "\n".join([*notes, "; ".join(parts)])
 
 
@@ -118,8 +118,8 @@ class Preview:
                 if self._data.too_long == "cut":
                     whole = self._encoder.measure(sample).text_tokens + len(result.visual_positions)
                     cut = whole - len(result.input_ids)
-                if sample.is_tagged_text:
-                    self._summary.tagged.append(f"{source}, record {sample.record}")
+                if note := note_of(sample):
+                    self._summary.notes.setdefault(note, []).append(f"{source}, record {sample.record}")
                 unrendered = self.stage.template != "plain" and not _is_rendered(
                     sample, self.stage, self._encoder.template
                 )

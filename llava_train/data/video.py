@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from llava_train.config.pictures import is_picture
 from llava_train.config.schema import VideoConfig
 from llava_train.data import video_worker
 from llava_train.data.image import image_size, open_image, to_square
@@ -24,7 +25,6 @@ from llava_train.data.processes import shielded
 from llava_train.data.sample import MediaFile, PackedFile
 from llava_train.data.slices import open_medium
 
-FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 START_TIMEOUT = 120.0  # seconds for a Python process to start on a loaded machine
 
 
@@ -153,10 +153,19 @@ def _place(file: MediaFile) -> video_worker.Place:
 
 def folder_frames(folder: Path) -> list[Path]:
     """All frames, numbers in names by value: the folder's maker chose the rate."""
-    frames = sorted((f for f in folder.iterdir() if f.suffix.lower() in FRAME_SUFFIXES), key=_natural)
+    frames, others = sorted_frames(folder)
+    if inner := next((file for file in others if file.is_dir()), None):
+        raise UnreadableVideo(f"{folder}: the folder {inner.name} lies among its frames; move it elsewhere")
     if not frames:
         raise UnreadableVideo(f"{folder}: no frames in the folder")
     return frames
+
+
+def sorted_frames(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The frames of a folder in order, and what else lies in it; hidden files are neither."""
+    there = sorted((file for file in folder.iterdir() if not file.name.startswith(".")), key=_natural)
+    frames = {file: None for file in there if not file.is_dir() and is_picture(file)}
+    return [*frames], [file for file in there if file not in frames]
 
 
 def _natural(path: Path) -> list[str | int]:

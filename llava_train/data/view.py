@@ -7,7 +7,6 @@ once, whatever the limits and the geometry.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +22,13 @@ from llava_train.data.held_out import same_content
 from llava_train.data.index import KINDS, REFUSED, Index
 from llava_train.data.indexing import Reading
 from llava_train.data.media import MediaReader, MediumSize
+from llava_train.data.notes import NAMED, NOTES, told
 from llava_train.data.packing import SampleSizes
 from llava_train.data.pictures import find_pictures
 from llava_train.data.sample import Sample
 from llava_train.data.sources import record_of
 
 BLOCK = 2**18  # records whose media are looked at together, so that memory does not grow with these
-NAMED = 5  # refused samples that an error names
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Samples:
         parts = [_view(source, data, media, max_length, seed, self.refused) for source in sources]
         self._source_of = np.repeat(np.arange(len(parts), dtype=np.int16), [len(part["records"]) for part in parts])
         joined = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
-        self._records, self._tagged = joined.pop("records"), joined.pop("tagged")
+        self._records, self._notes = joined.pop("records"), joined.pop("notes")
         self.sizes = SampleSizes(**joined)
         skips = data.too_long == "skip"
         self.faults = [error for error in self.refused if not (skips and error.reason == TOO_LONG)]
@@ -78,9 +77,9 @@ class Samples:
         return content
 
     def notes(self, positions: np.ndarray) -> list[str]:
-        """What is said of the samples at these positions, which are sound, before they are trained on."""
-        tagged = np.unique(positions[self._tagged[positions]]).tolist()
-        return [tagged_note(len(tagged), map(self.name_of, tagged[:NAMED]))] if tagged else []
+        """What is said of the samples at these positions before they are trained on."""
+        by_note = [(note, np.unique(positions[self._notes[positions] == note])) for note in range(1, len(NOTES))]
+        return [told(note, len(of), map(self.name_of, of[:NAMED])) for note, of in by_note if len(of)]
 
     def name_of(self, position: int) -> str:
         """Source and record."""
@@ -98,11 +97,6 @@ class Samples:
         record = int(self._records[position])
         sample = source.reading.sample(record, source.index.record(record), source.name)
         return sample, self._media.layouts_of(source.index.media_of(record))
-
-
-def tagged_note(count: int, names: Iterable[str]) -> str:
-    """Of so many samples, the first of them by name."""
-    return f"<image> or <video> without a medium stays text in {count:,} samples, such as {'; '.join(names)}"
 
 
 def refusal(
@@ -129,7 +123,7 @@ def _view(
     refused: list[DataError],
 ) -> dict[str, np.ndarray]:
     """What the mixture takes of one source, in the order of its records: those of `SampleSizes`, `records`, int32, and
-    `tagged`, bool.
+    `notes`, int8.
 
     What is left out goes to `refused`.
     """
@@ -153,7 +147,7 @@ def _view(
     for row in np.flatnonzero(is_bad):
         refused.append(_refusal(source, int(records[row]), media, int(lengths[row]), max_length))
     columns = {"lengths": lengths, "visual": visual, "supervised": supervised, "tiles": tiles, "records": records}
-    columns["tagged"] = index.tagged[taken]
+    columns["notes"] = index.notes[taken]
     return {name: column[~is_bad] for name, column in columns.items()}
 
 
@@ -199,5 +193,5 @@ def _refusal(source: Source, record: int, media: MediaReader, length: int, max_l
     index, name = source.index, source.name
     if error := index.refusal(record, name):
         return error
-    told = media.refusal(index.media_of(record)) or (TOO_LONG, f"{length} tokens, max_length {max_length}")
-    return DataError(name, record_name(record_of(index.record(record)), record), *told)
+    why = media.refusal(index.media_of(record)) or (TOO_LONG, f"{length} tokens, max_length {max_length}")
+    return DataError(name, record_name(record_of(index.record(record)), record), *why)

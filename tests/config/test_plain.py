@@ -8,7 +8,8 @@ import pytest
 
 from llava_train.config.files import count_records
 from llava_train.config.kinds import split_of
-from llava_train.config.plain import BadRecord, read_folder, read_plain, read_table
+from llava_train.config.plain import BadRecord, passed_over, read_folder, read_plain, read_table
+from llava_train.data.sources import open_source
 
 
 @pytest.fixture
@@ -161,6 +162,61 @@ def test_folder_without_answers_is_refused_with_what_it_holds(folder):
     )
     with pytest.raises(ValueError, match=told):
         read_folder(folder(**{"a.png": "", "q.csv": ""}))
+
+
+def png() -> bytes:
+    return b"\x89PNG\r\n\x1a\n"
+
+
+def test_links_are_followed_and_circles_end(folder, tmp_path):
+    path = folder(**{"red/1.png": ""})
+    other = tmp_path / "elsewhere"
+    (other / "deep").mkdir(parents=True)
+    (other / "deep" / "2.png").write_bytes(png())
+    (other / "up").symlink_to(path)
+    (path / "blue").symlink_to(other)
+    (path / "red" / "3.png").symlink_to(other / "deep" / "2.png")
+    (path / "red" / "gone.png").symlink_to("nowhere")
+    found = [record["id"] for record in read_folder(path)]
+    assert found == ["blue/deep/2.png", "red/1.png", "red/3.png", "red/gone.png"]
+    assert open_source(path, "s").files() == [path / name for name in found[:3]]
+
+
+CONTENTS = {
+    "jfif": b"\xff\xd8\xff\xe0",
+    "JPG_large": b"\xff\xd8\xff\xe1",
+    "": png(),
+    "bin": b"RIFF\0\0\0\0WEBPVP8 ",
+    "dat": b"BM\x36\0\0\0\0\0\0\0\x36",
+    "x": b"\0\0\0\x1cftypavif",
+    "heic": b"",
+    "svg": b"<svg>",
+}
+OTHERS = {
+    "md": b"BMW and other cars",
+    "db": b"\xd0\xcf\x11",
+    "wav": b"RIFF\0\0\0\0WAVE",
+    "mp4": b"\0\0\0\x1cftypisom",
+    "txt": png(),
+}
+
+
+def test_pictures_are_judged_by_content_where_their_name_does_not_tell(folder):
+    path = folder(**{"cat/0.png": "", "cat/.1.png": "", ".git/2.png": ""})
+    for number, (suffix, content) in enumerate({**CONTENTS, **OTHERS}.items()):
+        (path / "cat" / f"{number}.{suffix}".rstrip(".")).write_bytes(content)
+    found = [Path(record["id"]).name for record in read_folder(path)]
+    assert found == sorted(["0.png", *(f"{i}.{s}".rstrip(".") for i, s in enumerate(CONTENTS))])
+    told = "s: passed over 5 files that are neither pictures nor captions of one, such as "
+    assert open_source(path, "s").passed_over() == told + "cat/10.wav, cat/11.mp4, cat/12.txt, cat/8.md, cat/9.db"
+
+
+def test_captions_without_a_picture_are_told(folder):
+    path = folder(**{"a.jpg": "", "a.txt": "x", "b.txt": "y", "c.TXT": "z", "c.png": ""})
+    records = read_folder(path)
+    assert len(records) == 2
+    assert passed_over(path) == "1 files that are neither pictures nor captions of one, such as b.txt"
+    assert passed_over(folder(**{"b.png": ""})) == ""
 
 
 def test_table_of_the_documentation_is_read(table):

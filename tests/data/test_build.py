@@ -225,6 +225,19 @@ def test_texts_with_a_tag_are_counted_and_named(build):
     assert build().notes == [told]
 
 
+def test_files_that_are_passed_over_are_told(build, tmp_path):
+    data = copy_of_tiny(tmp_path / "data")
+    (tmp_path / "data" / "frames" / "times.json").write_text("[]")
+    (tmp_path / "data" / "frames" / ".thumb.png").write_text("hidden")
+    told = "files that are no pictures are passed over among the frames of a video in 1 samples, such as tiny, record"
+    assert build(data).notes[-1].startswith(told)
+    pictures = tmp_path / "pictures"
+    shutil.copytree(TINY / "images", pictures / "discs")
+    (pictures / "list.md").write_text("discs")
+    notes = build(replace(data, file=str(pictures), root=str(pictures))).notes
+    assert notes == ["pictures: passed over 1 files that are neither pictures nor captions of one, such as list.md"]
+
+
 def test_index_is_reused_until_something_changes(build, tmp_path, written):
     data = replace(copy_of_tiny(tmp_path / "tiny"), on_error="skip")
     build(data)

@@ -136,6 +136,19 @@ def test_unreadable_videos_say_why(tmp_path, reader):
     assert videos.size(write_video(tmp_path / "a.mp4", 3, rate=1)) == (3, 1, 48, 64)
 
 
+def test_frames_of_any_kind_are_taken_in_one_order_and_hidden_files_never(tmp_path, reader):
+    for number, name in ((3, "3.tif"), (10, "10.jpg"), (1, "1.JPG_large"), (2, "2.gif"), (4, "4"), (99, ".0.png")):
+        kind = {".tif": "TIFF", ".gif": "GIF", "": "PNG"}.get(Path(name).suffix, "JPEG")
+        Image.new("RGB", (8, 8), (number * 20,) * 3).save(tmp_path / name, kind)
+    (tmp_path / "times.txt").write_text("0 1 2")
+    assert reader().size(tmp_path)[0] == 5
+    taken = reader().frames(tmp_path, 8)[:, 0, 0, 0] / 20
+    assert taken.round().tolist() == [1, 2, 3, 4, 10]
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(UnreadableVideo, match="the folder inner lies among its frames"):
+        reader().size(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "num_frames", "options"),
     [

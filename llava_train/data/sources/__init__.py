@@ -52,6 +52,11 @@ class Source:
         """Number of records, bad ones among them; parses them only where nothing else tells. Raises DataError."""
         return self._told(lambda: self._reader().count())
 
+    def passed_over(self) -> str:
+        """What is not read of it, in words, with its name; empty where all is. Raises DataError."""
+        told = self._told(lambda: self._reader().passed_over())
+        return f"{self.name}: passed over {told}" if told else ""
+
     def __iter__(self) -> Iterator[Raw]:
         """Records in order. Raises DataError, maybe after some records, where the rest cannot be read."""
         records = iter(self._told(self._reader))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava_train.config.plain import BadRecord, read_plain
+from llava_train.config.pictures import visible_files
+from llava_train.config.plain import BadRecord, passed_over, read_plain
 from llava_train.data.sources.raw import Raw, Reader, made
 
 
@@ -14,7 +15,10 @@ class Plain(Reader):
         """Of a folder all that is in it: its names are answers."""
         if not self.path.is_dir():
             return [self.path]
-        return sorted(path for path in self.path.rglob("*") if path.is_file())
+        return [file for name in visible_files(self.path) if (file := self.path / name).is_file()]
+
+    def passed_over(self) -> str:
+        return passed_over(self.path)
 
     def count(self) -> int:
         return len(read_plain(self.path, self.split))

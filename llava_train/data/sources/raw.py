@@ -39,6 +39,10 @@ class Reader(ABC):
     def files(self) -> list[Path]:
         return shards(self.path, self.split)
 
+    def passed_over(self) -> str:
+        """What is known not to be read, in words; empty where nothing is."""
+        return ""
+
     def count(self) -> int:
         return sum(1 for _ in self)
 

@@ -1,7 +1,7 @@
 """WebDataset: a tar file, or a folder of them. Images and videos are read in place, by the offsets of their members.
 
 Members that follow each other with one key (their name up to the first dot behind its folders) are a record: `.json`
-holds it, or `.txt` a caption; the others are its media, by their suffix.
+holds it, or `.txt` a caption; the others are its media, by their suffix, images also by their content.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llava_train.config.kinds import UNPACK
-from llava_train.config.plain import DESCRIBE, IMAGE_SUFFIXES, BadRecord
+from llava_train.config.pictures import HEAD, is_image
+from llava_train.config.plain import DESCRIBE, BadRecord
 from llava_train.data.messages import from_messages
 from llava_train.data.sources.raw import Raw, Reader, made
 
-SUFFIXES = {
-    "image": IMAGE_SUFFIXES,
-    "video": (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"),
-}
+KINDS = ("image", "video")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
 Members = dict[str, tarfile.TarInfo]  # of a record by suffix, without the first dot, in lower case
 
@@ -86,6 +85,7 @@ def _by_suffix(group: Iterator[tarfile.TarInfo]) -> Members:
 def _record(key: str, members: Members, file: BinaryIO) -> Raw:
     """Raises BadRecord."""
     record: dict[str, Any] = {"id": key}
+    present = _present(members, file)
     if "json" in members:
         try:
             content = json.loads(_read(members["json"], file))
@@ -93,10 +93,10 @@ def _record(key: str, members: Members, file: BinaryIO) -> Raw:
             raise BadRecord(f"no JSON: {error}") from error
         if not isinstance(content, dict):
             raise BadRecord(f"is a {type(content).__name__}, not a mapping")
-        record |= from_messages(content, {kind: [m.name for m in _present(kind, members)] for kind in SUFFIXES})
+        record |= from_messages(content, {kind: [member.name for member in found] for kind, found in present.items()})
     elif "txt" not in members:
         raise BadRecord(f"has no member .json or .txt; found: {', '.join(members)}")
-    media = {kind: _named(kind, record.get(kind), members) for kind in SUFFIXES}
+    media = {kind: _named(kind, record.get(kind), members, present[kind]) for kind in KINDS}
     if "json" not in members:
         record["conversations"] = _captioned({kind: len(found) for kind, found in media.items()}, members["txt"], file)
     path = os.path.abspath(file.name)
@@ -110,7 +110,7 @@ def _read(member: tarfile.TarInfo, file: BinaryIO) -> str:
     return file.read(member.size).decode("utf-8-sig")
 
 
-def _named(kind: str, entries: Any, members: Members) -> list[tarfile.TarInfo]:
+def _named(kind: str, entries: Any, members: Members, present: list[tarfile.TarInfo]) -> list[tarfile.TarInfo]:
     """The members that a record means: by name, base name or suffix; all of that kind where it names none."""
     entries = [] if entries is None else entries if isinstance(entries, list) else [entries]
     if not all(isinstance(entry, str) and entry for entry in entries):
@@ -119,15 +119,22 @@ def _named(kind: str, entries: Any, members: Members) -> list[tarfile.TarInfo]:
     found = [by_name.get(entry) or by_name.get(entry.rpartition("/")[2]) for entry in entries]
     if entries and all(found):
         return [member for member in found if member]
-    present = _present(kind, members)
     if entries and (any(found) or len(entries) != len(present)):
         missing = next(entry for entry, member in zip(entries, found, strict=True) if not member)
         raise BadRecord(f"{kind} {missing} is no member; found: {', '.join(map(_base, members.values()))}")
     return present
 
 
-def _present(kind: str, members: Members) -> list[tarfile.TarInfo]:
-    return [member for member in members.values() if Path(member.name).suffix.lower() in SUFFIXES[kind]]
+def _present(members: Members, file: BinaryIO) -> dict[str, list[tarfile.TarInfo]]:
+    """The members that are images, by name or else by content, or videos, by name."""
+    present: dict[str, list[tarfile.TarInfo]] = {kind: [] for kind in KINDS}
+    for member in members.values():
+        suffix = Path(member.name).suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            present["video"].append(member)
+        elif suffix not in (".json", ".txt") and is_image(os.pread(file.fileno(), HEAD, member.offset_data), suffix):
+            present["image"].append(member)
+    return present
 
 
 def _captioned(counts: dict[str, int], caption: tarfile.TarInfo, file: BinaryIO) -> list[dict[str, str]]:

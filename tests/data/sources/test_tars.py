@@ -92,6 +92,15 @@ def test_captions_answer_for_their_media(tar):
     assert (media(image), media(clip)) == ([b"p"], [b"v"])
 
 
+def test_images_are_members_by_their_content_as_well(tar):
+    jpeg, avif = b"\xff\xd8\xff\xe0 a", b"\0\0\0\x1cftypavif"
+    other = [("1.npy", b"\x93NUMPY"), ("1.cls", b"7")]
+    (made,) = read(tar(("1.0.jfif", jpeg), ("1.1.avif", avif), *other, ("1.2.JPG_large", jpeg), ("1.json", entry())))
+    assert media(made) == [jpeg, avif, jpeg]
+    (captioned,) = read(tar(("1.JFIF", jpeg), ("1.txt", b"a cat")))
+    assert media(captioned) == [jpeg]
+
+
 def test_typed_parts_name_members(tar):
     parts = [{"type": "image", "image": "x/1.b.png"}, {"type": "text", "text": "q"}]
     record = json.dumps({"messages": [{"role": "user", "content": parts}]}).encode()

@@ -1,0 +1,29 @@
+"""What is said of samples that are trained on all the same: by `preview`, and before the first step of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from llava_train.data.sample import Sample
+from llava_train.data.video import sorted_frames
+
+NOTES = (  # by number, as an index has them
+    "",
+    "<image> or <video> without a medium stays text",
+    "files that are no pictures are passed over among the frames of a video",
+)
+NAMED = 5  # samples that a note names
+
+
+def note_of(sample: Sample) -> int:
+    """The number of its note, 0 for none. Raises OSError."""
+    if sample.is_tagged_text:
+        return 1
+    folders = (file for file in sample.videos if isinstance(file, Path) and file.is_dir())
+    return 2 if any(sorted_frames(folder)[1] for folder in folders) else 0
+
+
+def told(note: int, count: int, names: Iterable[str]) -> str:
+    """The note of so many samples, of which the first are named."""
+    return f"{NOTES[note]} in {count:,} samples, such as {'; '.join(names)}"
