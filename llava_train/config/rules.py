@@ -267,13 +267,6 @@ def offload_fits_zero_level(key: str, stage: StageConfig) -> Iterator[Fault]:
         )
 
 
-def compiled_layers_are_whole(config: Config) -> Iterator[Fault]:
-    for name, stage in config.stages.items():
-        if config.model.compile and stage.zero.level == 3:
-            problem = f"gathers the weights of layers that stages.{name}.zero.level=3 has sharded: it would fail"
-            yield Fault("model.compile", problem, f"set model.compile=false or stages.{name}.zero.level=2")
-
-
 def step_is_counted_in_its_unit(key: str, stage: StageConfig) -> Iterator[Fault]:
     pack, where = stage.pack, f"{key}.pack.per_step"
     if pack.unit == "tokens" and pack.per_step < 1:
@@ -379,7 +372,6 @@ RULES: tuple[Rule, ...] = (
     held_out_loss_has_samples,
     best_is_measured,
     packs_may_be_lowered,
-    compiled_layers_are_whole,
     trackers_once,
     shown_stage_exists,
     planned_gpu_is_known,

@@ -35,7 +35,7 @@ class ModelConfig:
     language_model: Pathname  # folder or hub name; "" where init is set
     vision_tower: Pathname
     attention: Literal["auto", "flash_attn", "varlen", "sdpa"]
-    compile: bool = False  # layers and loss by torch.compile: the first steps are slow. Below ZeRO 3
+    compile: bool = False  # layers and loss by torch.compile: the first steps are slow. At ZeRO 3 gates and loss alone
     run_suffix: str = (
         ""  # of the run names in our recipes, so that sizes do not share a folder; the default size has none
     )

@@ -16,6 +16,7 @@ from llava_train.batch.packed import PackedBatch
 from llava_train.family.onevision.features import pack_features
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.attention import PACKED, TILES, AttentionChoice, Documents, choose_kernel, register
+from llava_train.model.fused import fuse_norms
 from llava_train.model.loss import make_loss
 from llava_train.model.products import widen_products
 
@@ -41,6 +42,7 @@ class PackedForward(nn.Module):
         register()
         self.loss = make_loss(hf_model.lm_head, compiled)
         hf_model.set_attn_implementation({"text_config": PACKED, "vision_config": TILES})
+        fuse_norms(hf_model)
         widen_products(hf_model, device or device_of(hf_model))
         self.hf_model = hf_model
         self.geometry = geometry

@@ -17,6 +17,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from llava_train.config.schema import StageConfig
 from llava_train.family.onevision.cost import ModelDims, Recomputed
 from llava_train.family.onevision.memory import recomputed_layers
+from llava_train.model.fused import compile_gates
 from llava_train.model.memory import available_memory
 from llava_train.train.distributed import Ranks
 
@@ -36,9 +37,14 @@ def _memory(ranks: Ranks) -> float:
 
 
 def set_layers(
-    hf_model: LlavaOnevisionForConditionalGeneration, recomputed: Recomputed, compiled: bool = False
+    hf_model: LlavaOnevisionForConditionalGeneration,
+    recomputed: Recomputed,
+    compiled: bool = False,
+    zero_level: int = 0,
 ) -> None:
     """Lets the first layers run forward again, and the others keep what they need; compiled: by torch.compile.
+
+    At ZeRO 3, where layers fetch their weights while they run, the gates of their MLPs alone are compiled.
 
     The first, since in the backward their turn comes when what the others kept is gone. Lengths are dynamic: one graph
     serves all packs, which need no padding to sizes of their own.
@@ -46,15 +52,18 @@ def set_layers(
     if recomputed.tower or recomputed.language:
         hf_model.activation_checkpointing_enable({"use_reentrant": False})
     model: Any = hf_model.model
+    whole = compiled and zero_level < 3
+    if compiled and not whole:
+        compile_gates(model.language_model)
     for layers, again in (
         (model.vision_tower.encoder.layers, recomputed.tower),
         (model.language_model.layers, recomputed.language),
     ):
         for number, layer in enumerate(layers):
             layer.gradient_checkpointing = number < again
-            if compiled and layer.gradient_checkpointing:
+            if whole and layer.gradient_checkpointing:
                 layer._gradient_checkpointing_func = _checkpoint_compiled
-            elif compiled:
+            elif whole:
                 layer.compile(dynamic=True)
 
 

@@ -77,7 +77,7 @@ class Trainer:
         model.train()
         dims = read_dims(model.config)
         self.recomputed = choose_layers(dims, settings, ranks)
-        set_layers(model, self.recomputed, config.model.compile)
+        set_layers(model, self.recomputed, config.model.compile, settings.zero.level)
         self.engine = Engine(module, groups, settings, ranks)
         self.guard = Guard(ranks, config.train.max_wait)
         self.watchdog = Watchdog(stage.folder, ranks.rank, config.train.max_wait)

@@ -8,8 +8,6 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.config.errors import ConfigError
-from llava_train.config.load import load
 from llava_train.family.onevision.cost import Recomputed
 from llava_train.model.hf import checkpoint_geometry
 from llava_train.model.onevision import PackedForward
@@ -125,8 +123,11 @@ def test_varlen_attention_breaks_no_layer_and_no_pack_compiles_anew(monkeypatch,
     assert all("_tiles_on_cpu" in reason for reason in counters["graph_break"]), "the tower's, on a CPU"
 
 
-def test_compiling_at_zero_3_is_refused():
-    words = ["+recipe=tiny", "model.compile=true"]
-    assert load([*words, "stages.projector.zero.level=2", "stages.onevision.zero.level=2"]).model.compile
-    with pytest.raises(ConfigError, match=r"model\.compile.*zero\.level=3"):
-        load([*words, "stages.onevision.zero.level=3"])
+def test_at_zero_3_gates_alone_are_compiled(fresh, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = (tiny_model(tiny_config(byte_tokenizer())).train() for _ in range(2))
+    set_layers(compiled, Recomputed(1, 1), compiled=True, zero_level=3)
+    ours, theirs = (PackedForward(model, checkpoint_geometry(model.config)) for model in (compiled, plain))
+    for one in (pack(3, 7), pack(2, 20)):
+        torch.testing.assert_close(outcome(ours, one), outcome(theirs, one), atol=1e-5, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
