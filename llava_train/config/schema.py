@@ -234,7 +234,7 @@ class BenchConfig:
     stage: str = ""  # "" = the last
     steps: int = 20  # that are measured
     warmup: int = 3  # steps before them
-    profile: str = ""  # a file for torch.profiler's trace of two further steps; beside it .txt, its costliest operators
+    profile: str = ""  # a file for torch.profiler's trace of a further step; beside it .txt, its costliest operators
 
 
 @dataclass

@@ -33,7 +33,7 @@ from llava_train.train.stages import all_stages
 from llava_train.train.step import StepCounts, StepResult, count, train_step
 
 PARTS = ("forward", "backward", "optimizer")
-PROFILED = 2  # steps
+PROFILED = 1  # step
 OPERATORS = 60  # in the table of a profile
 TRIALS = 5  # of a matrix product, of which the fastest counts
 
