@@ -5,11 +5,13 @@ from __future__ import annotations
 from llava_train.config.evaluate_rules import evaluated_sources
 from llava_train.config.load import load_verb
 from llava_train.config.schema import EvaluateConfig
+from llava_train.family.onevision.start import open_start
 
 
 def run(argv: list[str]) -> int:
     """Prints the scores and where the rest lies. Raises ConfigError, DataError."""
     config = load_verb(EvaluateConfig, argv)
+    open_start("model.init", config.model.init)  # an unsound one leaves no folder of answers behind
     from llava_train.train import evaluation
     from llava_train.train.distributed import start_ranks
     from llava_train.train.questions import read_questions

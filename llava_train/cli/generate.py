@@ -16,6 +16,7 @@ from llava_train.config.load import load_verb
 from llava_train.config.schema import GenerateConfig
 from llava_train.config.start import stamps
 from llava_train.data.prompts import prompt_sample, read_prompts
+from llava_train.family.onevision.start import open_start
 from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
 from llava_train.train.answer_file import AnswerFile
 
@@ -23,6 +24,7 @@ from llava_train.train.answer_file import AnswerFile
 def run(argv: list[str]) -> int:
     """Prints the answer, writes the answers, or talks. Raises ConfigError, DataError, RunError."""
     config = load_verb(GenerateConfig, argv)
+    open_start("model.init", config.model.init)  # an unsound one leaves no file of answers behind
     try:
         _run(config)
     except KeyboardInterrupt:

@@ -7,9 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from llava_train.config.bounds import Bound, bounded
-from llava_train.config.errors import Fault
+from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.kinds import JSON_SUFFIXES
 from llava_train.config.schema import EvaluateConfig, GenerateConfig
+from llava_train.config.start import ADAPTER_CONFIG, ADAPTER_WEIGHTS, json_fault, read_header
 from llava_train.config.typed import shown
 
 WAYS = "'prompt=What is shown?', or file=PROMPTS.jsonl out=ANSWERS.jsonl, or chat=true"
@@ -68,9 +69,19 @@ def file_and_its_settings_go_together(config: GenerateConfig) -> Iterator[Fault]
 
 
 def adapter_is_a_folder(config: GenerateConfig | EvaluateConfig) -> Iterator[Fault]:
-    if config.adapter and not (Path(config.adapter) / "adapter_config.json").is_file():
-        problem = f"no adapter_config.json in {config.adapter}"
+    if not config.adapter:
+        return
+    settings, weights = (Path(config.adapter, name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    if not settings.is_file():
+        problem = f"no {ADAPTER_CONFIG} in {config.adapter}"
         yield Fault("adapter", problem, "name a folder as PEFT writes it, such as a run's STAGE/adapter")
+    elif fault := json_fault("adapter", settings):
+        yield fault
+    elif weights.is_file():
+        try:
+            read_header("adapter", weights)
+        except ConfigError as error:
+            yield from error.faults
 
 
 def options_are_in_range(config: GenerateConfig) -> Iterator[Fault]:

@@ -177,7 +177,7 @@ def read_start(key: str, name: str, folder: Path, weights: bool = True) -> tuple
     if not is_model:
         problem = f"{name} has no config.json, so it is no checkpoint"
         return start, faults or [Fault(key, problem, "name a folder that from_pretrained of transformers takes")]
-    faults += [fault for file in ("config.json", *JSON_FILES) if (fault := _json_fault(key, folder / file))]
+    faults += [fault for file in ("config.json", *JSON_FILES) if (fault := json_fault(key, folder / file))]
     config = _read(folder / "config.json")
     if key != "model.vision_tower":
         faults += _tokenizer_faults(key, name, folder)
@@ -242,7 +242,8 @@ def _adapter_faults(key: str, name: str, folder: Path, is_model: bool) -> list[F
     return [Fault(key, f"{name} is an adapter, no model", f"start from its base: {key}={base}. To merge it, {merged}")]
 
 
-def _json_fault(key: str, path: Path) -> Fault | None:
+def json_fault(key: str, path: Path) -> Fault | None:
+    """Where a file is there and holds no JSON object."""
     if not path.is_file():
         return None
     if fault := pointer_fault(key, path):
@@ -278,7 +279,7 @@ def _weight_faults(key: str, name: str, folder: Path, config: dict[str, Any], fi
     if files:
         return []
     if (folder / INDEX).is_file():
-        return [_json_fault(key, folder / INDEX) or Fault(key, f"{folder / INDEX} names no file", "download it again")]
+        return [json_fault(key, folder / INDEX) or Fault(key, f"{folder / INDEX} names no file", "download it again")]
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
     if any(path.startswith("pytorch_model") for path in pickles):
         problem = f"{name} holds pickled weights alone ({pickles[0]}), which are not read: a pickle can run code"

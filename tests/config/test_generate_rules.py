@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from safetensors.numpy import save_file
 
 from llava_train.config import generate_rules
 from llava_train.config.errors import ConfigError
@@ -70,3 +71,21 @@ def test_options_are_read_as_transformers_names_them():
     given = (config.do_sample, config.temperature, config.top_k, config.num_beams, config.repetition_penalty)
     assert given == (True, 0.7, 5, 2, 1.1)
     assert (config.top_p, config.min_new_tokens) == ("checkpoint", "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("adapter_model.safetensors", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("adapter_model.safetensors", "", "is cut off"),
+        ("adapter_config.json", "{", "is no JSON"),
+    ],
+)
+def test_an_adapter_that_is_not_whole_is_told(tmp_path, name, content, told):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    words = ["model.init=m", "prompt=?", f"adapter={tmp_path}"]
+    assert load_verb(GenerateConfig, words).adapter
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=f"adapter: {tmp_path / name} {told}"):
+        load_verb(GenerateConfig, words)

@@ -151,3 +151,4 @@ def test_no_code_of_a_checkpoint_runs_and_nobody_is_asked(sound, tmp_path, verb,
     assert row.told in err
     assert "CODE" not in out + err
     assert not asked
+    assert not (tmp_path / "out").exists()  # it would bind the next call, by the weights as they were
