@@ -269,8 +269,8 @@ def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype
     content = config.to_dict()
     content.pop("quantization_config", None)  # of how the model was trained; what is written is not quantised
     text = content["text_config"]
-    for part in (text, content["vision_config"]):
-        part.pop("_name_or_path", None)  # the folder that a part was loaded from
+    for part in (content, text, content["vision_config"]):
+        part.pop("_name_or_path", None)  # the folder that it was loaded from
     scaling = dict(text["rope_parameters"])
     text["rope_theta"] = scaling.pop("rope_theta")
     text["tie_word_embeddings"] = content["tie_word_embeddings"]  # 5.x reads either, 4.57 the text's

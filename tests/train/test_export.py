@@ -75,6 +75,7 @@ def test_a_start_tied_in_one_place_is_exported_tied_in_both(tmp_path, top, inner
     report = export(write_stage(tmp_path / "run", tied, TOKENIZER), tmp_path / "out")
     assert all(check["done"] for check in report["checks"]), report
     written = json.loads((tmp_path / "out/config.json").read_text())
+    assert "_name_or_path" not in written
     assert written["tie_word_embeddings"] is written["text_config"]["tie_word_embeddings"] is True
 
 

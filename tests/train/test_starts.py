@@ -16,7 +16,7 @@ from llava_train.cli.main import main
 from llava_train.config.errors import ConfigError
 from llava_train.config.load import load
 from llava_train.config.schema import GenerateModel, ModelConfig
-from llava_train.config.start import weight_files
+from llava_train.config.start import stamps, weight_files
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.family.onevision.start import model_faults
 from llava_train.model.build import load_checkpoint, load_model
@@ -124,6 +124,25 @@ def test_two_sets_of_weights_are_one_to_every_reader(sound, tmp_path, config, ki
         assert torch.equal(parameter, expected[name]), name
         assert torch.equal(dict(left.named_parameters())[name], expected[name]), name
         assert torch.equal(below.read(name), expected[name]), name
+
+
+def test_a_hub_name_that_is_cached_is_read_without_a_look_at_the_network(sound, tmp_path, config, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", None)
+    place = tmp_path / "models--org--tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text("abc")
+    folder = shutil.copytree(sound, place / "snapshots/abc")
+    config.model = model = ModelConfig("org/tiny", "", "", "auto")
+    assert model_faults(config) == []
+    assert read_model(model)[0].tile_size == model_dims(model).tile_size == 28
+    for load in (load_strictly, load_unread):
+        loaded = load_model(model, "fp32", tmp_path, load=load)
+        assert (loaded.folder, loaded.sources["projector"]) == (folder, "org/tiny")
+    assert [name for name, *_ in stamps(model.init)] == [WEIGHTS]
+    STARTS["cut off"].spoil(folder)
+    judge(verdicts(model, config, tmp_path), "model.init", STARTS["cut off"])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
