@@ -137,8 +137,8 @@ def test_a_hub_name_that_is_cached_is_read_without_a_look_at_the_network(sound, 
     config.model = model = ModelConfig("org/tiny", "", "", "auto")
     assert model_faults(config) == []
     assert read_model(model)[0].tile_size == model_dims(model).tile_size == 28
-    for load in (load_strictly, load_unread):
-        loaded = load_model(model, "fp32", tmp_path, load=load)
+    for way in (load_strictly, load_unread):
+        loaded = load_model(model, "fp32", tmp_path, load=way)
         assert (loaded.folder, loaded.sources["projector"]) == (folder, "org/tiny")
     assert [name for name, *_ in stamps(model.init)] == [WEIGHTS]
     STARTS["cut off"].spoil(folder)
