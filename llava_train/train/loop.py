@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from transformers import AutoTokenizer
 
 from llava_train.config.adapter_rules import how_trained
 from llava_train.config.errors import DataError, RunError
@@ -153,8 +154,16 @@ class Trainer:
             raise RunError(error)
 
     def _refuse_another_start(self, start: Path | None) -> None:
-        """Raises RunError where the frozen weights that were loaded are not those that the stage began on."""
-        recorded = checkpoint.start_of(self.stage.folder / checkpoint.BASE)
+        """Raises RunError where the tokenizer or the frozen weights are not those that the stage began on."""
+        base, tokenizer = self.stage.folder / checkpoint.BASE, self.loaded.tokenizer
+        before: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+        here = self.loaded.folder or self.loaded.sources["language_model"]
+        if before.get_vocab() != tokenizer.get_vocab():
+            refuse(self.stage, [f"tokenizer: {len(before):,} tokens of {base} -> {len(tokenizer):,} of {here}"])
+        own = (base / "chat_template.jinja").read_bytes().decode()
+        if self.stage.settings.template == "checkpoint" and own != tokenizer.chat_template:
+            refuse(self.stage, [f"chat template: that of {base} -> that of {here}"])
+        recorded = checkpoint.start_of(base)
         if not (start and recorded) or start == recorded[0]:  # whose files were compared with their hashes already
             return
         if self.saver.hashes(start) != recorded[1]:

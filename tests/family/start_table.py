@@ -161,6 +161,7 @@ STARTS: dict[str, Row] = {
     "several feature layers": Row(
         set_config(vision_feature_layer=[-2, -1]), "vision_feature_layer [-2, -1]", "with one"
     ),
+    "another aspect ratio": Row(set_config(vision_aspect_ratio="anyres"), "vision_aspect_ratio anyres", "anyres_max_N"),
     "git lfs pointer": Row(write(WEIGHTS, POINTER), "is a Git LFS pointer", "git lfs pull"),
     "git lfs tokenizer": Row(write("tokenizer.json", POINTER), "tokenizer.json is a Git LFS pointer", "git lfs pull"),
     "cut off": Row(cut, "is cut off", "download or copy it again"),

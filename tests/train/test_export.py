@@ -100,6 +100,28 @@ def test_what_no_export_takes_ends_a_stage_before_its_first_step(model, tmp_path
         Trainer._refuse_what_no_export_takes(stage)
 
 
+def test_a_stage_does_not_go_on_with_another_tokenizer(model, tmp_path):
+    """Its weights are all in its checkpoint, so nothing else would tell."""
+    stage_dir, other = write_stage(tmp_path / "run", model, TOKENIZER), byte_tokenizer()
+    settings = SimpleNamespace(template="checkpoint")
+    own = (stage_dir / "base/chat_template.jinja").read_bytes().decode()
+
+    def resume(tokenizer, template):
+        tokenizer.chat_template = template
+        loaded = SimpleNamespace(tokenizer=tokenizer, folder=tmp_path / "start", sources={})
+        stage = SimpleNamespace(folder=stage_dir, settings=settings)
+        Trainer._refuse_another_start(SimpleNamespace(stage=stage, loaded=loaded), None)
+
+    resume(other, own)
+    with pytest.raises(RunError, match=r"chat template: that of .*base -> that of .*start"):
+        resume(other, "{{ 'another' }}")
+    settings.template = "qwen"
+    resume(other, "{{ 'another' }}")
+    other.add_tokens(["<loc79>"])
+    with pytest.raises(RunError, match=r"tokenizer: 261 tokens of .*base -> 262 of .*start"):
+        resume(other, own)
+
+
 def test_report_and_card_tell_what_was_done(model, tmp_path, monkeypatch):
     monkeypatch.setattr(prove, "available_memory", lambda: 10**6)
     stage_dir = write_stage(tmp_path / "run", model, TOKENIZER)

@@ -6,6 +6,7 @@ same rules, as far as its files are here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +28,7 @@ MODEL_TYPE = "llava_onevision"
 ORIGINAL = "mm_vision_tower"  # in the config.json of a checkpoint of the original trainer
 LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral")  # Qwen2.5 is a qwen2, Vicuna a llama
 TOWERS = ("siglip", "siglip_vision_model")  # fixed-resolution SigLIP2 checkpoints are of these types as well
+_RATIO = re.compile(r"anyres_max_\d+")
 TOWER_REMEDY = "use a SigLIP or fixed-resolution SigLIP2 tower, as google/siglip-so400m-patch14-384"
 
 
@@ -101,6 +103,9 @@ def checkpoint_fault(path: str, config: dict[str, Any]) -> Fault | None:
     if not isinstance(layer, int) or strategy != "full":
         problem = f"{path}: vision_feature_layer {layer}, vision_feature_select_strategy {strategy}"
         return Fault(key, problem, "use a checkpoint with one vision_feature_layer and the strategy full")
+    if not _RATIO.fullmatch(ratio := str(config.get("vision_aspect_ratio", "anyres_max_9"))):
+        problem = f"{path}: vision_aspect_ratio {ratio}, which transformers cannot apply either"
+        return Fault(key, problem, "write anyres_max_N in config.json: features are downscaled to about N tiles")
     return None
 
 
