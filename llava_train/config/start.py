@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,7 +68,7 @@ class Start:
 
     @cached_property
     def _listed_tokens(self) -> tuple[int, dict[str, int]]:
-        """By tokenizer.json: how many ids its vocabulary takes, and the ids of the tokens that are kept whole."""
+        """By tokenizer.json: how many ids a vocabulary takes, and the ids of the tokens that are kept whole."""
         content = _read(self.folder / "tokenizer.json")
         vocabulary = (content.get("model") or {}).get("vocab") or {}
         size = max(vocabulary.values()) + 1 if isinstance(vocabulary, dict) and vocabulary else len(vocabulary)
@@ -83,12 +83,11 @@ class Start:
         """Texts of the tokens that a tokenizer keeps whole; none where there is no tokenizer.json to tell."""
         return set(self._listed_tokens[1])
 
-    @property
-    def num_tokens(self) -> int:
-        """Ids that the tokenizer may give, as far as its JSON files tell."""
+    def num_tokens(self, besides: Collection[str] = ()) -> int:
+        """Ids that the tokenizer may give, those of `besides` left out, as far as its JSON files tell."""
         size, added = self._listed_tokens
-        beside = [i for i in _read(self.folder / "added_tokens.json").values() if isinstance(i, int)]
-        return max([size - 1, *added.values(), *beside]) + 1
+        added = {t: i for t, i in _read(self.folder / "added_tokens.json").items() if isinstance(i, int)} | added
+        return max([size - 1, *(i for token, i in added.items() if token not in besides)]) + 1
 
 
 def is_hub_name(name: str) -> bool:

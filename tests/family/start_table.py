@@ -143,7 +143,7 @@ STARTS: dict[str, Row] = {
     ),
     "more tokens than rows": Row(add_tokens, "tokens, its embedding 320 rows", "resize_token_embeddings(341)"),
     "tags beyond the rows": Row(
-        set_config(image_token_index=400), "have 401 tokens, its embedding 320 rows", "tokenizer"
+        set_config(image_token_index=400), "has 401 tokens, its embedding 320 rows", "tokenizer"
     ),
     "another type, with code": Row(
         set_config(model_type="llavaonevision1_5", auto_map={"AutoConfig": "configuration_x.XConfig"}),
@@ -201,4 +201,4 @@ PARTS: dict[str, tuple[str, Row]] = {  # of the language model's folder or the t
         "no weights",
         "no config",
     )
-} | {"language_model: no tokenizer": ("language_model", STARTS["no tokenizer"])}
+} | {f"language_model: {name}": ("language_model", STARTS[name]) for name in ("no tokenizer", "more tokens than rows")}

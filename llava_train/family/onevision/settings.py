@@ -14,7 +14,7 @@ from llava_train.config.schema import ModelConfig
 from llava_train.config.start import Start, is_hub_name
 from llava_train.family.onevision.chat import read_chat_template
 from llava_train.family.onevision.cost import KNOWN, ModelDims, join_dims, read_dims
-from llava_train.family.onevision.start import open_start, open_starts, rows_faults
+from llava_train.family.onevision.start import TAGS, open_start, open_starts, rows_faults
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.family.onevision.tokens import add_tags, prepare_tokenizer
 
@@ -45,6 +45,9 @@ def join_settings(language_model: Start, tower: Start) -> tuple[OneVisionSetting
     vision = read_config(tower)
     vision = getattr(vision, "vision_config", vision)
     tokenizer = _tokenizer(language_model)
+    own = (i for token, i in tokenizer.get_vocab().items() if token not in TAGS)
+    if faults := rows_faults(language_model, max(own, default=0) + 1):
+        raise ConfigError(faults)
     add_tags(tokenizer)
     ids = tokenizer.get_added_vocab()
     return OneVisionSettings(vision.image_size, vision.patch_size, ids[IMAGE_TAG], ids[VIDEO_TAG]), tokenizer

@@ -22,12 +22,15 @@ from llava_train.config.start import (
     local_folder,
     read_start,
 )
-from llava_train.family.onevision.template import NamedTemplate, TemplateName, make_template
+from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, NamedTemplate, TemplateName, make_template
 
 MODEL_TYPE = "llava_onevision"
 ORIGINAL = "mm_vision_tower"  # in the config.json of a checkpoint of the original trainer
 LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral")  # Qwen2.5 is a qwen2, Vicuna a llama
 TOWERS = ("siglip", "siglip_vision_model")  # fixed-resolution SigLIP2 checkpoints are of these types as well
+TAGS = (IMAGE_TAG, VIDEO_TAG)
+# tokens that a start need not have rows for: a language model alone gets those of the tags that it lacks
+OWN_ROWS: dict[str, tuple[str, ...]] = {"model.init": (), "model.language_model": TAGS, "model.vision_tower": ()}
 _RATIO = re.compile(r"anyres_max_\d+")
 TOWER_REMEDY = "use a SigLIP or fixed-resolution SigLIP2 tower, as google/siglip-so400m-patch14-384"
 
@@ -68,18 +71,18 @@ def _judged(key: str, name: str, folder: Path) -> tuple[Start, list[Fault]]:
     start, faults = read_start(key, name, folder, weights=not is_hub_name(name) or has_all_weights(folder))
     if start.config and (fault := _TYPES[key](name, start.config)):
         faults.append(fault)
-    elif not faults and key == "model.init":
-        faults += rows_faults(start, start.num_tokens)
+    elif not faults:
+        faults += rows_faults(start, start.num_tokens(besides=OWN_ROWS[key]))
     return start, faults
 
 
 def rows_faults(start: Start, num_tokens: int) -> list[Fault]:
-    """More tokens than embedding rows in a whole model; a language model alone gets the rows that it lacks."""
+    """More tokens than embedding rows. num_tokens: those of the tokenizer that get no rows of their own."""
     tags = (start.config.get("image_token_index", 0), start.config.get("video_token_index", 0))
     needed = max(num_tokens, *(tag + 1 for tag in tags))
     if start.rows is None or needed <= start.rows:
         return []
-    problem = f"{start.name}: its tokenizer and config.json have {needed:,} tokens, its embedding {start.rows:,} rows"
+    problem = f"{start.name}: its tokenizer has {needed:,} tokens, its embedding {start.rows:,} rows"
     remedy = f"use the tokenizer that belongs to it, or add rows: resize_token_embeddings({needed}) in transformers"
     return [Fault(start.key, problem, remedy)]
 
