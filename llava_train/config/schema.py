@@ -77,7 +77,7 @@ class OptimizerConfig:
 @dataclass
 class ScheduleConfig:
     kind: Literal["cosine", "linear", "constant"]
-    warmup_ratio: float  # of the optimiser steps, rounded up
+    warmup_ratio: float  # of the optimiser steps, rounded up; at least one step comes after it
 
 
 @dataclass

@@ -11,10 +11,11 @@ def learning_rate_factor(step: int, num_steps: int, schedule: ScheduleConfig) ->
     """Factor for optimiser step `step` (from 0) of `num_steps`.
 
     Warm-up lasts ceil(warmup_ratio * num_steps) steps and rises from 0, the decay ends at 0 after the last step, as in
-    the schedules that the published runs used (transformers' `get_cosine_schedule_with_warmup`).
+    the schedules that the published runs used (transformers' `get_cosine_schedule_with_warmup`). It always leaves a
+    step: a stage of one step has no warm-up, whose rate of 0 would teach nothing.
     Worked case, cosine, 8 steps, 2 of warm-up: 0, 0.5, 1, 0.93, 0.75, 0.5, 0.25, 0.07.
     """
-    warmup = math.ceil(schedule.warmup_ratio * num_steps)
+    warmup = min(math.ceil(schedule.warmup_ratio * num_steps), num_steps - 1)
     if step < warmup:
         return step / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)

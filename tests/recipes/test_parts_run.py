@@ -31,12 +31,7 @@ def command(root: Path, name: str) -> list[str]:
     (root / "own.json").write_text(json.dumps(records))
     starts = ["model.init=", f"model.language_model={model.language_model}", f"model.vision_tower={model.vision_tower}"]
     data = [f"data.file={root}/own.json", f"data.root={root}", f"run.dir={root}/run"]
-    stage = [
-        "~stages.projector",
-        "stages.onevision.max_steps=1",
-        "stages.onevision.zero.level=0",
-        "stages.onevision.schedule.warmup_ratio=0",
-    ]
+    stage = ["~stages.projector", "stages.onevision.max_steps=1", "stages.onevision.zero.level=0"]
     return ["+recipe=tiny", *starts, *data, *stage, f"stages.onevision.template={FAMILIES[name].template}"]
 
 

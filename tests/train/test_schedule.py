@@ -24,6 +24,15 @@ def test_linear_and_constant_after_warmup():
     assert [learning_rate_factor(s, 4, ScheduleConfig("constant", 0.5)) for s in range(4)] == [0, 0.5, 1, 1]
 
 
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("ratio", [0.0, 0.03, 0.5, 0.99])
+@pytest.mark.parametrize("steps", [1, 2, 3, 50])
+def test_some_step_of_every_stage_learns(steps, ratio, kind):
+    factors = [learning_rate_factor(step, steps, ScheduleConfig(kind, ratio)) for step in range(steps)]
+    assert max(factors) == 1.0
+    assert factors[-1] > 0
+
+
 @pytest.mark.parametrize(
     ("per_epoch", "epochs", "cap", "expected"),
     [(10, 1, 0, 10), (10, 2.5, 0, 25), (3, 0.5, 0, 2), (10, 1, 4, 4), (10, 1, 40, 10), (10, 0, 40, 40)],
