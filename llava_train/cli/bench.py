@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llava_train.cli.check import load_checked
+from llava_train.config.strict_json import to_json
 from llava_train.train.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _print(speed: Speed) -> None:
     for row in _rows(speed):
         table.add_row(*row)
     Console(width=100, highlight=False).print(table)
-    print(json.dumps(asdict(speed)))
+    print(to_json(asdict(speed)))
 
 
 def _rows(speed: Speed) -> Iterator[tuple[str, str]]:

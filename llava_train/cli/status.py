@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from llava_train.config.load import load_verb
 from llava_train.config.schema import StatusConfig
+from llava_train.config.strict_json import to_json
 from llava_train.train.status import as_text, status
 
 
 def run(argv: list[str]) -> int:
     """Raises ConfigError, RunError."""
     told = status(Path(load_verb(StatusConfig, argv).run.dir))
-    print(*as_text(told), json.dumps(told), sep="\n")
+    print(*as_text(told), to_json(told), sep="\n")
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 
 from llava_train.config.errors import RunError
 from llava_train.config.schema import CheckpointConfig
+from llava_train.config.strict_json import finite, to_json
 from llava_train.model.hf import flush
 from llava_train.model.tensorfile import SlicedFiles, Written, file_sha256
 from llava_train.train.distributed import Ranks
@@ -101,8 +102,8 @@ def _readable(folder: Path) -> bool:
 
 def manifest_text(content: dict[str, Any], files: dict[str, Written]) -> str:
     """JSON with `files` and a hash of its own."""
-    content = content | {"files": {name: asdict(written) for name, written in sorted(files.items())}}
-    return json.dumps(content | {"sha256": _own_hash(content)}, indent=1)
+    content = finite(content | {"files": {name: asdict(written) for name, written in sorted(files.items())}})
+    return to_json(content | {"sha256": _own_hash(content)}, indent=1)
 
 
 def _own_hash(content: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def deepspeed_config(stage: StageConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "train_batch_size": world_size,
         "gradient_clipping": 0.0 if _is_plain(stage) else stage.optimizer.max_grad_norm,
-        "bf16": {"enabled": stage.precision == "bf16"},
+        "bf16": {"enabled": stage.precision == "bf16", "check_grad_overflow": True},
         "zero_optimization": zero,
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
@@ -138,14 +138,20 @@ class Engine:
         return {part: math.sqrt(square) for part, square in squares.items()}
 
     def step(self) -> float:
-        """Clips, updates, clears the gradients; returns the gradient norm before clipping."""
-        if self._plain_clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._plain_clip)
+        """Clips, updates, clears the gradients; returns the gradient norm before clipping.
+
+        Where this norm is not finite, weights and optimiser stay as they were: DeepSpeed reads it before it updates, at
+        each level and in both precisions. It is the same on every rank.
+        """
+        if self._plain_clip is None:
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self._plain_clip))
+        if math.isfinite(norm):
             self._engine.step()
         else:
-            self._engine.step()
-            norm = self._engine.get_global_grad_norm()
-        return float(norm)
+            self._engine.zero_grad()
+        return norm
 
     def close(self) -> None:
         """Lets go of weights, gradients and optimiser state; engine and module are of no use from here on.

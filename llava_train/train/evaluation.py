@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -17,6 +18,7 @@ from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.evaluate_rules import evaluated_sources
 from llava_train.config.schema import EvaluateConfig
 from llava_train.config.start import stamps
+from llava_train.config.strict_json import to_json
 from llava_train.config.typed import shown
 from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
 from llava_train.train.checkpoint import write_whole
@@ -92,7 +94,7 @@ def open_folder(folder: Path, asked: dict[str, Any]) -> dict[int, Said]:
     lines = answers.read_text(encoding="utf-8").splitlines(keepends=True) if answers.is_file() else []
     whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may have been cut off
     write_whole(answers, "".join(lines[: len(whole)]))
-    return {content.pop("question"): Said(**content) for content in whole}
+    return {line["question"]: Said(line["predicted"], _number(line["loss"]), line["tokens"]) for line in whole}
 
 
 def ask(
@@ -121,7 +123,7 @@ def ask(
             if ranks.is_first:
                 with (folder / ANSWERS).open("a", encoding="utf-8") as file:
                     file.writelines(
-                        json.dumps({"question": p, **asdict(s)}, ensure_ascii=False) + "\n" for p, s in new.items()
+                        to_json({"question": p, **asdict(s)}, ensure_ascii=False) + "\n" for p, s in new.items()
                     )
             yield from block
 
@@ -139,10 +141,15 @@ def write(
     for p, score, answer in zip(predictions, scores, said, strict=True):
         content = {key: value for key, value in asdict(p).items() if key != "control"}
         lines.append(
-            json.dumps({**content, "score": score, "loss": answer.loss, "tokens": answer.tokens}, ensure_ascii=False)
+            to_json({**content, "score": score, "loss": answer.loss, "tokens": answer.tokens}, ensure_ascii=False)
         )
     write_whole(folder / PREDICTIONS, "\n".join(lines) + "\n")
-    write_whole(folder / SCORES, json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / SCORES, to_json([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+
+
+def _number(value: float | None) -> float:
+    """As it was before it was written as JSON, which has no NaN."""
+    return math.nan if value is None else value
 
 
 def _digest(place: Path) -> str:

@@ -6,7 +6,6 @@ Enters: `STAGE/base/` and a step folder, of any number of ranks. Leaves: the fol
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from llava_train.config.errors import RunError
 from llava_train.config.load import load_dumped
 from llava_train.config.schema import Config, LoraConfig
+from llava_train.config.strict_json import to_json
 from llava_train.model.adapter import adapter_names, adapter_of, peft_config, saved_modules, write_adapter
 from llava_train.model.card import Card
 from llava_train.model.hf import (
@@ -125,7 +125,7 @@ def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
             "versions": {package: version(package) for package in ("llava_train", "torch", "transformers")},
             "checks": [asdict(check) for check in checks],
         }
-        (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / REPORT_FILE).write_text(to_json(report, indent=1) + "\n", encoding="utf-8")
     return report
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from llava_train.config.schema import LogConfig
+from llava_train.config.strict_json import to_json
 from llava_train.train.folders import METRICS, read_metrics, write_whole
 from llava_train.train.state import HELD_OUT_LOSS
 
@@ -89,7 +89,7 @@ class Metrics:
     def __init__(self, folder: Path, name: str, label: str, first_step: int, num_steps: int, log: LogConfig):
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(folder) if line["step"] <= first_step]
-        write_whole(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(folder / METRICS, "".join(to_json(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._every, self._num_steps = log.every, num_steps
         self._trackers: list[Tracker] = [TRACKERS[t](folder, name, first_step) for t in log.trackers]
@@ -124,7 +124,7 @@ class Metrics:
         step = int(values["step"])
         if step % self._every == 0 or step == self._num_steps or HELD_OUT_LOSS in values:
             about = {"num_steps": self._num_steps, "time": time.time()}
-            self._file.write(json.dumps(values | about) + "\n")
+            self._file.write(to_json(values | about) + "\n")
             self._file.flush()
             for tracker in self._trackers:
                 tracker.log({k: v for k, v in values.items() if k != "step"}, step)

@@ -11,6 +11,7 @@ from typing import Any
 from llava_train.config.errors import RunError
 from llava_train.config.fingerprint import differences, fingerprint
 from llava_train.config.schema import Config, ModelConfig, StageConfig
+from llava_train.config.strict_json import to_json
 from llava_train.train import checkpoint
 from llava_train.train.distributed import Ranks
 from llava_train.train.fit import with_lowered
@@ -108,4 +109,4 @@ def refuse(stage: Stage, fixed: list[str], free: Sequence[str] = ()) -> None:
 
 
 def finish(stage: Stage, meta: dict[str, Any], summary: dict[str, Any]) -> None:
-    checkpoint.write_whole(stage.folder / FINISHED, json.dumps({"meta": meta, "summary": summary}, indent=1))
+    checkpoint.write_whole(stage.folder / FINISHED, to_json({"meta": meta, "summary": summary}, indent=1))

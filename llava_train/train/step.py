@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,11 @@ from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.fit import PackTooLarge
 from llava_train.train.guard import Guard
+
+_REMEDY = (
+    "nothing was updated, and the last checkpoint is untouched: look at these samples with `preview`, and at the "
+    "losses before; a lower learning rate may do"
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ def train_step(
     """Forward and backward over this rank's micro-batches, then one update.
 
     Loss = sum of token cross-entropies / `counts.num_supervised`, over all ranks: the unpacked global batch's own.
-    `part_of` (parameter name -> part) asks for gradient norms per part. Raises RunError with the samples of the pack
-    whose loss is not finite, and PackTooLarge.
+    `part_of` (parameter name -> part) asks for gradient norms per part. Raises PackTooLarge, and RunError on all ranks
+    where a loss or the gradient is not finite: with the samples, and before anything is updated.
     """
     if counts.num_supervised == 0:
         raise RunError("this step supervises no token: nothing to learn from. Look at its samples with `preview`")
@@ -76,17 +82,20 @@ def train_step(
             sums.append(engine.forward_backward(batch, counts.num_supervised, is_last=i == len(batches) - 1))
         except torch.OutOfMemoryError as error:
             raise PackTooLarge(batch) from error
+    losses = torch.stack(sums).double()
+    total, num_bad = ranks.sum(losses.sum(), (~losses.isfinite()).sum())  # the one read of the losses from a GPU
+    if num_bad:
+        bad = [batch for loss, batch in zip(losses, batches, strict=True) if not loss.isfinite()]
+        raise RunError(f"the loss is not finite in the pack of: {_samples(bad, ranks)}\n    -> {_REMEDY}")
     part_norms = engine.gradient_norms(part_of) if part_of else {}
     grad_norm = engine.step()
-    losses = torch.stack(sums).double()
-    total, num_bad = ranks.sum(losses.sum(), (~losses.isfinite()).sum())  # read from a GPU once a step, as the norm is
-    if num_bad:
-        bad = [
-            sample
-            for loss, batch in zip(losses, batches, strict=True)
-            if not loss.isfinite()
-            for sample in batch.sample_ids
-        ]
-        names = [sample for of_rank in ranks.gather(bad) for sample in of_rank]
-        raise RunError(f"the loss is not finite in the pack of: {', '.join(names)}")
+    if not math.isfinite(grad_norm):
+        told = f"the loss is finite and its gradient is not, in the step of: {_samples(batches, ranks)}"
+        raise RunError(f"{told}\n    -> {_REMEDY}")
     return StepResult(total / counts.num_supervised, grad_norm, part_norms)
+
+
+def _samples(batches: list[PackedBatch], ranks: Ranks) -> str:
+    """Names of all ranks' samples in these packs."""
+    names = ranks.gather([sample for batch in batches for sample in batch.sample_ids])
+    return ", ".join(sample for of_rank in names for sample in of_rank)

@@ -5,6 +5,7 @@ usage: torchrun ... engine_worker.py LEVEL,OFFLOAD,PRECISION ...
 
 import gc
 import json
+import math
 import sys
 from dataclasses import dataclass
 
@@ -32,9 +33,10 @@ MICRO_BATCHES = (4, 2, 8, 4, 2)  # of each step, over all ranks
 class Rows:
     x: torch.Tensor
     weight: float = 1.0
+    steep: bool = False  # adds a term of value 0 whose gradient is NaN
 
     def to(self, device):
-        return Rows(self.x.to(device), self.weight)
+        return Rows(self.x.to(device), self.weight, self.steep)
 
 
 class Toy(torch.nn.Module):
@@ -45,7 +47,8 @@ class Toy(torch.nn.Module):
 
     def forward(self, rows: Rows) -> torch.Tensor:
         hidden = torch.relu(self.first(rows.x.to(self.first.weight)))
-        return self.second(hidden).float().square().sum() * rows.weight
+        loss = self.second(hidden).float().square().sum() * rows.weight
+        return loss + (hidden.float().sum() * 0).sqrt() if rows.steep else loss
 
 
 def make_steps() -> list[torch.Tensor]:
@@ -82,8 +85,35 @@ def train(level: int, offload: bool, precision: str, ranks) -> dict:
         norms.append(engine.step())
         losses.append(ranks.sum(sum(map(float, sums)))[0] / (3 * len(step)))
     weights = {name: values.tolist() for name, values in whole_weights(engine).items()}
+    bad = [not_finite(engine, ranks, "steep"), not_finite(engine, ranks, "huge")]
     engine.close()
-    return {"losses": losses, "norms": norms, "part_norms": part_norms, "weights": weights}
+    return {"losses": losses, "norms": norms, "part_norms": part_norms, "weights": weights, "bad": bad}
+
+
+def not_finite(engine: Engine, ranks, kind: str) -> dict:
+    """A step of two micro-batches, of which the first on the last rank has a finite loss and a gradient that is not:
+    NaN where `steep`, infinite where `huge`. What it returned, and whether the engine's whole state stayed."""
+    before = state_of(engine)
+    x = torch.ones(1, 8)
+    last = ranks.rank == ranks.world_size - 1
+    bad = Rows(x, steep=True) if kind == "steep" else Rows(x, weight=1e36)
+    sums = [
+        engine.forward_backward(bad if last else Rows(x), 1e-3, False),
+        engine.forward_backward(Rows(x), 1e-3, True),
+    ]
+    norm = engine.step()
+    same = [bool(torch.equal(old, new)) for old, new in zip(before, state_of(engine), strict=True)]
+    finite = all(bool(loss.isfinite()) for loss in sums)
+    return {"is_finite": math.isfinite(norm), "loss_is_finite": finite, "is_unchanged": all(same) and len(same) > 0}
+
+
+def state_of(engine: Engine) -> list[torch.Tensor]:
+    """Copies of this rank's masters, moments and AdamW's counts, and of the weights that the forward reads."""
+    parts = engine.trained_slices()
+    masters = [part.of(part.flat).clone() for part in parts]
+    moments = [value.clone() for part in parts for value in engine.optimizer_state(part).values()]
+    with engine.evaluating() as forward:
+        return [*masters, *moments, forward(Rows(torch.ones(1, 8))).clone()]
 
 
 def kept_bytes() -> int:

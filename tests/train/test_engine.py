@@ -35,7 +35,7 @@ def by_hand() -> dict:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_every_zero_level_equals_adamw_by_hand(torchrun, num_ranks):
+def test_every_zero_level_equals_adamw_by_hand_and_skips_what_is_not_finite(torchrun, num_ranks):
     check_results(FP32 + BF16, torchrun(num_ranks, "engine_worker.py", *FP32, *BF16))
 
 
@@ -50,6 +50,8 @@ def check_results(everything: list[str], printed: str, fp32: float = 2e-6) -> No
         assert result["losses"] == pytest.approx(expected["losses"], rel=tolerance), words
         assert result["norms"] == pytest.approx(expected["norms"], rel=tolerance), words
         assert result["part_norms"] == pytest.approx(expected["part_norms"], rel=tolerance), words
+        for bad in result["bad"]:
+            assert bad == {"is_finite": False, "loss_is_finite": True, "is_unchanged": True}, words
         for name, weights in expected["weights"].items():
             assert result["weights"][name] == pytest.approx(weights, abs=tolerance), (words, name)
         assert result["left"] <= 0, f"{words}: a closed engine keeps {result['left']} bytes"

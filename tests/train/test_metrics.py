@@ -1,12 +1,14 @@
-"""Trackers of a stage that is stopped and resumed: one run, each step once."""
+"""The log is strict JSON; trackers of a stage that is stopped and resumed: one run, each step once."""
 
+import json
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from llava_train.config.schema import LogConfig
-from llava_train.train.folders import read_metrics
+from llava_train.train import checkpoint
+from llava_train.train.folders import METRICS, read_metrics
 from llava_train.train.metrics import Metrics
 
 
@@ -45,3 +47,22 @@ def test_a_line_tells_when_it_was_and_of_how_many_steps(tmp_path):
     [line] = read_metrics(tmp_path)
     assert line["num_steps"] == 9
     assert line["time"] > 1.7e9
+
+
+def refuse(constant: str):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_written_is_json_to_every_reader(tmp_path, number):
+    with Metrics(tmp_path, "run/stage", "1/1 stage", 0, 9, LogConfig(every=1, trackers=[])) as metrics:
+        metrics.log({"step": 1, "loss": number, "tokens_per_second": 1.0})
+    [line] = (tmp_path / METRICS).read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse)["loss"] is None
+
+    folder = tmp_path / "step-00000001"
+    folder.mkdir()
+    written = checkpoint.manifest_text({"state": {"held_out": [(1, number)]}, "metrics": {"loss": number}}, {})
+    (folder / "state.json").write_text(written)
+    assert json.loads(written, parse_constant=refuse)["metrics"] == {"loss": None}
+    assert checkpoint.damage(folder) == ""

@@ -29,17 +29,17 @@ def make_batch(labels: list[int], names: tuple[str, ...]) -> PackedBatch:
 
 
 class FixedLosses:
-    """Stands in for the engine: one given loss sum per micro-batch."""
+    """Stands in for the engine: one given loss sum per micro-batch, and a gradient norm."""
 
-    def __init__(self, *losses: float):
-        self.losses, self.stepped = iter(losses), False
+    def __init__(self, *losses: float, norm: float = 1.5):
+        self.losses, self.norm, self.stepped = iter(losses), norm, False
 
     def forward_backward(self, batch, num_supervised, is_last):
         return torch.tensor(next(self.losses))
 
     def step(self):
         self.stepped = True
-        return 1.5
+        return self.norm
 
 
 def test_counts_leave_fillers_out():
@@ -57,10 +57,20 @@ def test_loss_is_the_mean_over_the_steps_supervised_tokens():
     assert result.grad_norm == 1.5
 
 
-def test_a_loss_that_is_not_finite_names_the_samples_of_its_pack():
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_the_samples_of_its_pack_before_the_update(loss):
     batches = [make_batch([IGNORE_INDEX, 5], ("a/1", "a/2")), make_batch([IGNORE_INDEX, 7], ("b/3", "b/4"))]
-    with pytest.raises(RunError, match=r"not finite in the pack of: b/3, b/4$"):
-        train_step(FixedLosses(2.0, float("nan")), batches, count(batches), ALONE)
+    engine = FixedLosses(2.0, loss)
+    with pytest.raises(RunError, match=r"loss is not finite in the pack of: b/3, b/4\n    -> nothing was updated"):
+        train_step(engine, batches, count(batches), ALONE)
+    assert not engine.stepped
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_names_the_samples_of_its_step(norm):
+    batches = [make_batch([IGNORE_INDEX, 5], ("a/1", "a/2")), make_batch([IGNORE_INDEX, 7], ("b/3",))]
+    with pytest.raises(RunError, match=r"gradient is not, in the step of: a/1, a/2, b/3\n    -> nothing was updated"):
+        train_step(FixedLosses(2.0, 3.0, norm=norm), batches, count(batches), ALONE)
 
 
 def test_a_step_that_supervises_nothing_is_an_error():

@@ -1,0 +1,23 @@
+"""JSON that every reader takes: without NaN and Infinity, which are no JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def to_json(value: Any, **form: Any) -> str:
+    """As `json.dumps`, with null for a number that is not finite."""
+    return json.dumps(finite(value), allow_nan=False, **form)
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for each float in it that is NaN or infinite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return value
