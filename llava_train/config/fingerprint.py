@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from llava_train.config.mixture import load_mixture
+from llava_train.config.kinds import split_of
+from llava_train.config.mixture import MIXTURE_SUFFIXES, load_mixture
 from llava_train.config.schema import Config
+from llava_train.config.start import folder_here, weight_files
 
 # What changes speed, memory or files, never the step's mathematics beyond rounding.
 _STAGE_FREE = ("pack", "gradient_checkpointing", "checkpoint", "zero")
-_HELD_OUT = ("evaluation.file", "evaluation.held_out")  # fixed where set, else left out
 DATA_FIXED = (
-    "file",
     "on_error",
     "allow_missing_sources",
     "allow_outside_root",
@@ -24,6 +27,10 @@ DATA_FIXED = (
     "max_media",
     "too_long",
 )
+DATA_PLACES = ("data.file", "evaluation.file")
+START_PLACES = ("model.init", "model.language_model", "model.vision_tower")
+_OWN = "run.dir/"  # before a place in the run's own folder, which may be moved
+_SAMPLED = 65536  # bytes from each end of a file of a start
 PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")
 
 
@@ -36,8 +43,8 @@ def fingerprint(config: Config, stage_name: str, num_ranks: int) -> dict[str, di
     """What a checkpoint is compared by, flat keys to values that JSON can hold.
 
     `fixed` is all that changes a stage's numbers or the order of its data, `free` what may change between a checkpoint
-    and its resume and is told. A mixture counts by what it holds, not by where its file lies. Raises ConfigError if it
-    cannot be read.
+    and its resume and is told, `places` what files are read from: two places are alike where the same lies there. A
+    mixture counts by what it holds, not by where its file lies. Raises ConfigError if it cannot be read.
     """
     settings = _flat(config.stages[stage_name], f"stages.{stage_name}")
     tokens = config.stages[stage_name].pack.unit == "tokens"  # then packs decide which samples a step has
@@ -46,31 +53,76 @@ def fingerprint(config: Config, stage_name: str, num_ranks: int) -> dict[str, di
     free |= {"number of ranks": num_ranks, "model.attention": config.model.attention}
     free |= {"data.num_workers": config.data.num_workers}
     evaluation = _flat(config.evaluation, "evaluation")
-    held_out = {key: value for key in _HELD_OUT if (value := evaluation.pop(key))}
+    del evaluation["evaluation.file"]  # a place
+    held_out = {"evaluation.held_out": value} if (value := evaluation.pop("evaluation.held_out")) else {}
     free |= _flat(config.log, "log") | evaluation
     free |= {f"version of {package}": version(package) for package in PACKAGES}
     fixed = {key: value for key, value in settings.items() if key not in free and not key.endswith(".mixture")}
-    return {"fixed": _start_and_data(config, stage_name) | fixed | held_out, "free": free}
+    fixed = _start_and_data(config, stage_name) | fixed | held_out
+    return {"fixed": fixed, "free": free, "places": _places(config, stage_name)}
 
 
 def _start_and_data(config: Config, stage_name: str) -> dict[str, Any]:
-    stage, names = config.stages[stage_name], list(config.stages)
-    before = names[names.index(stage_name) - 1] if stage_name != names[0] else ""
-    model, data = config.model, config.data
+    stage, data = config.stages[stage_name], config.data
     marks: dict[str, Any] = {"stage": stage_name, "run.seed": config.run.seed}
-    if before:
+    if before := _stage_before(config, stage_name):
         marks["start"] = f"stage {before}"
-    elif model.init:
-        marks["model.init"] = model.init
-    else:
-        marks |= {"model.language_model": model.language_model, "model.vision_tower": model.vision_tower}
     for name in DATA_FIXED:
         marks[f"data.{name}"] = getattr(data, name)
-    if stage.mixture and not data.file:
-        sources = load_mixture(stage.mixture)
+    if Path(data.file).suffix in MIXTURE_SUFFIXES or (stage.mixture and not data.file):
+        sources = load_mixture(data.file or stage.mixture)
         wanted = {name: {k: getattr(s, k) for k in ("file", "sampling", "repeat")} for name, s in sources.items()}
         marks |= _flat(wanted, "sources")
     return marks
+
+
+def _stage_before(config: Config, stage_name: str) -> str:
+    names = ["", *config.stages]
+    return names[names.index(stage_name) - 1]
+
+
+def _places(config: Config, stage_name: str) -> dict[str, str]:
+    named = {"data.file": config.data.file, "evaluation.file": config.evaluation.file}
+    places = {key: _resolved_data(file, config.data.root) for key, file in named.items() if file}
+    if _stage_before(config, stage_name):
+        return places
+    model = config.model
+    starts = ("model.init",) if model.init else ("model.language_model", "model.vision_tower")
+    return places | {key: place(getattr(model, key.partition(".")[2]), config.run.dir) for key in starts}
+
+
+def _resolved_data(file: str, root: str) -> str:
+    """As `file_sources` finds it: from the working directory, else from `data.root`; with the split behind it."""
+    path, split = split_of(file)
+    below = split_of(Path(root, file))[0]
+    found = below if below.exists() and not path.exists() else path
+    return os.path.realpath(found) + file[len(str(path)) :] if split else os.path.realpath(found)
+
+
+def place(start: str, run_dir: str) -> str:
+    """A start by what it leads to: links are followed, one inside of the run is relative to it.
+
+    What is no path stays: the hub's names, and `tiny`.
+    """
+    if start.startswith(_OWN) or not Path(start).exists():
+        return start
+    found, run = Path(start).resolve(), Path(run_dir).resolve()
+    return _OWN + found.relative_to(run).as_posix() if found.is_relative_to(run) else str(found)
+
+
+def start_content(start: str) -> str:
+    """Of a start's weights, config and tokenizer: names, sizes and the two ends of each file; empty where none is."""
+    folder = folder_here(start)
+    files = [*weight_files(folder), folder / "config.json", *sorted(folder.glob("tokenizer*.json"))] if folder else []
+    files = [path for path in files if path.is_file()]
+    content = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            content.update(repr((path.name, size)).encode() + file.read(_SAMPLED))
+            file.seek(max(0, size - _SAMPLED))
+            content.update(file.read(_SAMPLED))
+    return content.hexdigest()[:16] if files else ""
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_ten
 from llava_train.data.encode import Encoder, text_tokenizer
 from llava_train.data.formats import media_roots
 from llava_train.data.held_out import held_out_samples
+from llava_train.data.identity import Known, known
 from llava_train.data.indexing import Reading, load_index
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
@@ -41,7 +42,7 @@ class StageData:
     """Steps of samples.
 
     num_samples: draws of one epoch. refused: samples found bad before decoding (under data.on_error=skip). notes: what
-    is said of the others before the first step.
+    is said of the others before the first step. records: what identifies those of each source.
     held_out: samples that are measured and not trained on, None where there are none; its steps are each seen once.
     """
 
@@ -53,9 +54,10 @@ class StageData:
         refused: list[DataError],
         notes: list[str],
         data: DataConfig,
+        records: dict[str, Known],
         held_out: StageData | None = None,
     ):
-        self._dataset, self._data = dataset, data
+        self._dataset, self._data, self.records = dataset, data, records
         self.steps_per_epoch = order.steps_per_epoch
         self.num_samples_by_source = num_samples_by_source
         self.num_samples = sum(num_samples_by_source.values())
@@ -94,6 +96,14 @@ class StageData:
             if item.skipped and self._data.on_error == "error":
                 raise refusal(item.skipped)
             yield to_tensors(item)
+
+
+class _Read(NamedTuple):
+    """The samples of some sources, files of these that were passed over, in words, and what identifies the records."""
+
+    samples: Samples
+    passed_over: list[str]
+    records: dict[str, Known]
 
 
 def make_encoder(
@@ -137,42 +147,42 @@ def build_data(
         template += [tokenizer.chat_template, tokenizer.special_tokens_map]
     settings = [vocabulary, encoder.placeholders, template]
 
-    def read(data: DataConfig) -> tuple[Samples, list[str]]:
-        sources, passed_over = [], []
+    def read(data: DataConfig) -> _Read:
+        sources, passed_over, records = [], [], {}
         for name, source in present_sources(data, stage).items():
             reading = Reading(encoder, media, media_roots(data, source))
             opened = open_source(os.path.abspath(source.file), name)
             index = load_index(opened, reading, settings, data.num_workers, cache_dir, mend=rank == 0)
             passed_over += [told] if rank == 0 and (told := opened.passed_over()) else []
             sources.append(Source(name, source, index, reading.packed_in(index.folder)))
+            records[name] = known(opened, index.digests)
         samples = Samples(sources, data, media, stage.max_length, seed)
         _refuse(samples, data)
-        return samples, passed_over
+        return _Read(samples, passed_over, records)
 
     cost = sample_cost(dims, stage)  # as if nothing were, so that packs stay when that changes
 
-    def steps(samples: Samples, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
-        dataset = StepDataset(samples, draws, encoder, media, order, rank, world_size)
-        counts, notes = samples.num_by_source(draws), [*passed_over, *samples.notes(draws)]
-        return StageData(dataset, order, counts, samples.refused, notes, data, held_out)
+    def steps(read: _Read, draws: np.ndarray, order: Order, held_out: StageData | None = None) -> StageData:
+        dataset = StepDataset(read.samples, draws, encoder, media, order, rank, world_size)
+        counts, notes = read.samples.num_by_source(draws), [*read.passed_over, *read.samples.notes(draws)]
+        return StageData(dataset, order, counts, read.samples.refused, notes, data, read.records, held_out)
 
-    def measured(samples: Samples, positions: np.ndarray) -> StageData:
+    def measured(read: _Read, positions: np.ndarray) -> StageData:
         budget = Budget(stage.pack.max_tokens, stage.pack.max_tiles)
-        return steps(
-            samples, positions, OnceOrder(PackSizes.of(samples.sizes[positions], cost), budget, HELD_OUT_BATCH)
-        )
+        sizes = PackSizes.of(read.samples.sizes[positions], cost)
+        return steps(read, positions, OnceOrder(sizes, budget, HELD_OUT_BATCH))
 
-    (samples, passed_over), held_out = read(data), None
-    trained = np.arange(len(samples))
+    own, held_out = read(data), None
+    samples, trained = own.samples, np.arange(len(own.samples))
     if evaluation and evaluation.file:
-        other, _ = read(replace(data, file=evaluation.file))
-        held_out = measured(other, np.arange(len(other)))
+        other = read(replace(data, file=evaluation.file))
+        held_out = measured(other, np.arange(len(other.samples)))
     elif evaluation and evaluation.held_out:
         held = held_out_samples(samples.content(data.num_workers), evaluation.held_out, seed, stage_name)
-        held_out, trained = measured(samples, trained[held]), trained[~held]
+        held_out, trained = measured(own, trained[held]), trained[~held]
     draws = samples.draws(trained)
     order = make_order(PackSizes.of(samples.sizes[draws], cost), stage, stage_name, seed, world_size, cache_dir)
-    return steps(samples, draws, order, held_out)
+    return steps(own, draws, order, held_out)
 
 
 def _refuse(samples: Samples, data: DataConfig) -> None:

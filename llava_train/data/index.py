@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("text_tokens", pa.int32()),
         ("supervised", pa.int32()),
         ("note", pa.int8()),  # what is said of a sample that is not refused: see `notes.py`
+        ("digest", pa.uint64()),  # of the whole record: see `identity.py`
         ("media", pa.list_(MEDIUM)),  # in reading order
         ("cuts", pa.list_(CUT)),  # shorter forms of the sample, shortest first: see Encoder.measure
         ("reason", pa.string()),  # why it is refused, with the detail; empty where it is not
@@ -64,8 +65,8 @@ class Index:
             rows = pa.ipc.open_file(file)
             batch = rows.get_batch(0) if rows.num_record_batches else pa.RecordBatch.from_pylist([], SCHEMA)
         columns: dict[str, Any] = {name: batch.column(name) for name in SCHEMA.names}
-        self.offsets, self.sizes, self.text_tokens, self.supervised, self.notes = (
-            columns[name].to_numpy() for name in ("offset", "size", "text_tokens", "supervised", "note")
+        self.offsets, self.sizes, self.text_tokens, self.supervised, self.notes, self.digests = (
+            columns[name].to_numpy() for name in ("offset", "size", "text_tokens", "supervised", "note", "digest")
         )
         self.media_starts, self.media = _flat(columns["media"])  # int32 [records + 1] into arrays by field
         self.cut_starts, self.cuts = _flat(columns["cuts"])

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -31,6 +32,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from llava_train.config.errors import DataError, RunError
 from llava_train.data.encode import Encoder, Measured
 from llava_train.data.formats import MediaRoots, to_sample
+from llava_train.data.identity import digest
 from llava_train.data.index import ABOUT, CUT, KINDS, MEDIA, MEDIUM, RECORDS, REFUSED, ROWS, SCHEMA, Index
 from llava_train.data.media import MediaReader, MediumSize
 from llava_train.data.notes import note_of
@@ -38,7 +40,7 @@ from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sample import PackedFile, Sample
 from llava_train.data.sources import Raw, Source, record_of
 
-FORMAT = 6  # of the folder; a change of form makes old indexes unread
+FORMAT = 7  # of the folder; a change of form makes old indexes unread
 CHUNK = 256  # records measured at a time
 PARALLEL_ABOVE = 2048  # records; below, starting processes costs more than it saves
 AHEAD = 4  # chunks per process that wait to be measured
@@ -76,18 +78,20 @@ class Reading:
         return _batch(places, [self._row(place) for place in places])
 
     def _row(self, place: Place) -> _Row:
+        of_record = digest(place.raw)
         try:
             sample = self.sample(place.position, place.raw)
             measured, sizes = self.encoder.measure(sample), self.media.sizes(sample)
-            return _Row(measured, sizes, note_of(sample))
+            return _Row(measured, sizes, note_of(sample), of_record)
         except DataError as error:
-            return _Row(Measured(REFUSED, 0, []), [], 0, error.reason, error.detail)
+            return _Row(Measured(REFUSED, 0, []), [], 0, of_record, error.reason, error.detail)
 
 
 class _Row(NamedTuple):
     measured: Measured
     media: list[MediumSize]
     note: int
+    digest: int
     reason: str = ""
     detail: str = ""
 
@@ -196,7 +200,9 @@ def _placed(record: Any, starts: list[int], blobs: Sequence[bytes]) -> Any:
         return record
     if "blob" in record:
         number = record["blob"]
-        return {"path": "", "offset": starts[number], "size": len(blobs[number]), "name": record["name"]}
+        blob = blobs[number]
+        where = {"path": "", "offset": starts[number], "size": len(blob)}
+        return {**where, "name": record["name"], "sum": zlib.crc32(blob)}
     return {key: _placed(value, starts, blobs) for key, value in record.items()}
 
 
@@ -262,6 +268,7 @@ def _batch(places: Sequence[Place], rows: Sequence[_Row]) -> pa.RecordBatch:
         [row.measured.text_tokens for row in rows],
         [row.measured.supervised for row in rows],
         [row.note for row in rows],
+        [row.digest for row in rows],
         _lists(media, sizes, MEDIUM),
         _lists(cuts, [cut for of_row in cuts for cut in of_row], CUT),
         [row.reason for row in rows],

@@ -72,7 +72,7 @@ def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
     content = json.loads(manifest_of(folder).read_text(encoding="utf-8"))
     files = [(folder / name, name, written) for name, written in sorted(content["files"].items())]
     if start := content.get("start"):
-        elsewhere = Path(start["folder"])
+        elsewhere = _start_folder(folder, start)
         files += [(elsewhere / name, str(elsewhere / name), w) for name, w in sorted(start["files"].items())]
     for path, name, entry in files[share[0] :: share[1]]:
         written = Written(**entry)
@@ -89,7 +89,17 @@ def start_of(base: Path) -> tuple[Path, dict[str, dict[str, Any]]] | None:
     """The folder whose weights the stage's frozen ones are, and size and hash of its files; None where `base` holds
     them itself."""
     start = json.loads(manifest_of(base).read_text(encoding="utf-8")).get("start")
-    return (Path(start["folder"]), start["files"]) if start else None
+    return (_start_folder(base, start), start["files"]) if start else None
+
+
+def start_name(stage_dir: Path, start: Path) -> str:
+    """How `base/` of a stage names the folder of its start: within the run relative to it, so that it may move."""
+    run = stage_dir.parent.resolve()
+    return str(start.relative_to(run) if start.is_relative_to(run) else start)
+
+
+def _start_folder(base: Path, start: dict[str, Any]) -> Path:
+    return (base.parents[1] / start["folder"]).resolve()
 
 
 def _readable(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from rich.progress import Progress
 
-from llava_train.config.errors import DataError
+from llava_train.config.errors import DataError, RunError
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import Config, TaskConfig
 from llava_train.data.sample import Sample
@@ -103,6 +103,9 @@ def _evaluate_stage(config: Config, stage: Stage, ranks: Ranks) -> dict[str, Tas
     }
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if saved.get("key") != key:
+        if not stage.export.is_dir():
+            told = f"stage {stage.label} has held-out questions to answer, and {stage.export} is gone"
+            raise RunError(f"{told}\n    -> {stage.remedy}")
         answerer = Answerer(str(stage.export), ranks.device, config.data.max_pixels, config.data.decode_timeout)
         results = {
             name: _run_task(config, f"{stage.label}: {name}", _read_task(config, name, task), answerer, ranks)

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from llava_train.config.adapter_rules import how_trained
 from llava_train.config.errors import DataError, RunError
-from llava_train.config.fingerprint import differences, dump
+from llava_train.config.fingerprint import dump
 from llava_train.config.schema import Config, StageConfig
 from llava_train.data.build import StageData
 from llava_train.family.onevision.cost import read_dims
@@ -42,7 +42,17 @@ from llava_train.train.metrics import Metrics, console
 from llava_train.train.saver import Saver
 from llava_train.train.schedule import learning_rate_factor
 from llava_train.train.signals import Stopped, StopSignal
-from llava_train.train.stages import ADAPTER, EXPORT, Stage, finish, refuse, resume_meta
+from llava_train.train.stages import (
+    ADAPTER,
+    EXPORT,
+    HELD_OUT_RECORDS,
+    RECORDS,
+    Stage,
+    data_differences,
+    finish,
+    refuse,
+    resume_meta,
+)
 from llava_train.train.state import HELD_OUT_LOSS, TrainState, as_record
 from llava_train.train.step import StepCounts, StepResult, count, train_step
 from llava_train.train.watchdog import Watchdog
@@ -92,6 +102,8 @@ class Trainer:
             "num_refused": len(data.refused),
             "start": start_record(config, stage),
             "held_out": data.held_out.num_samples_by_source if data.held_out else {},
+            RECORDS: data.records,
+            HELD_OUT_RECORDS: data.held_out.records if data.held_out and config.evaluation.file else {},
         }
         self._saved_step = 0
         self._trained: set[str] = {row.part for row in self.parts if row.num_trainable}
@@ -127,8 +139,7 @@ class Trainer:
         if newest is not None:
             saved = checkpoint.read_state(newest)["meta"]
             self._meta["start"] = saved["start"]  # as it was then: the start's folder may be gone
-            changed = differences(saved["data"], self._meta["data"])
-            refuse(self.stage, [f"samples of {line}" for line in changed])
+            refuse(self.stage, data_differences(self.config, self.stage, saved, self._meta))
             self.state = checkpoint.load(newest, self.engine)
             self._saved_step = self.state.step
         below = self.stage.settings.lora or self.stage.settings.load_in != "none"  # weights that no checkpoint holds

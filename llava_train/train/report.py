@@ -41,13 +41,15 @@ def report(config: Config, results: dict[str, dict[str, TaskResult]], ranks: Ran
     draw_losses(stages, folder / "loss.png")
     if results:
         for stage in stages:
-            refresh_card(config, stage)
+            if stage.export.is_dir():
+                refresh_card(config, stage)
         out.print(accuracy_table(results))
         draw_samples(config, results[stages[-1].name], folder / "samples.png")
         out.print(f"held-out questions and answers  {folder / 'samples.png'}", highlight=False)
     out.print(f"loss curve                      {folder / 'loss.png'}", highlight=False)
-    out.print(f"checkpoint                      {stages[-1].export}", highlight=False)
-    print(loading_lines(stages[-1].export, results))
+    if stages[-1].export.is_dir():
+        out.print(f"checkpoint                      {stages[-1].export}", highlight=False)
+        print(loading_lines(stages[-1].export, results))
 
 
 def accuracy_table(results: dict[str, dict[str, TaskResult]]) -> Table:

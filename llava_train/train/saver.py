@@ -56,7 +56,7 @@ class Saver:
         content: dict[str, Any] = {}
         files, error = dict[str, Written](), ""
         if start:
-            content["start"] = {"folder": str(start), "files": self.hashes(start)}
+            content["start"] = {"folder": checkpoint.start_name(self.stage_dir, start), "files": self.hashes(start)}
         else:
             files, error = self._try(lambda: self._write(beside, "frozen", _values(self.engine.frozen_slices())))
         if self.ranks.is_first and not error:

@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.errors import RunError
-from llava_train.config.fingerprint import differences, fingerprint
+from llava_train.config.errors import ConfigError, DataError, RunError
+from llava_train.config.fingerprint import DATA_PLACES, START_PLACES, differences, fingerprint, place, start_content
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.config.strict_json import to_json
+from llava_train.data.identity import differences as record_differences
+from llava_train.data.identity import look_again
+from llava_train.data.mixture import present_sources
+from llava_train.data.sources import open_source
 from llava_train.train import checkpoint
 from llava_train.train.distributed import Ranks
 from llava_train.train.fit import with_lowered
@@ -19,6 +23,8 @@ from llava_train.train.folders import FINISHED
 from llava_train.train.metrics import console
 
 EXPORT, ADAPTER = "hf", "adapter"
+RECORDS, HELD_OUT_RECORDS = "records", "held_out_records"  # in a checkpoint: what identifies those of each source
+_ANEW = "to train on what is there now: run.dir=DIR, a folder of its own"
 _ROUNDING = (
     "  with another number of ranks, ZeRO level or packing the losses agree to about 1e-5 relative, not bit for bit"
 )
@@ -46,9 +52,22 @@ class Stage:
     def is_finished(self) -> bool:
         return (self.folder / FINISHED).exists()
 
+    @property
+    def remedy(self) -> str:
+        """Where the export of a finished stage is gone."""
+        words = f"run.dir={self.folder.parent} stage={self.name} merge=true out={self.export}"
+        return f"python -m llava_train export {words} writes it again"
+
+    def meta(self) -> dict[str, Any]:
+        """Settings and data that it was finished with."""
+        return self._finished()["meta"]
+
     def summary(self) -> dict[str, Any]:
         """What `finish` wrote: steps, samples, tokens, seconds, last loss, what was left out."""
-        return json.loads((self.folder / FINISHED).read_text(encoding="utf-8"))["summary"]
+        return self._finished()["summary"]
+
+    def _finished(self) -> dict[str, Any]:
+        return json.loads((self.folder / FINISHED).read_text(encoding="utf-8"))
 
 
 def all_stages(config: Config) -> list[Stage]:
@@ -67,34 +86,109 @@ def pending_stages(config: Config, ranks: Ranks) -> list[Stage]:
     """The stages that are not finished. Raises RunError where a folder holds a run with other settings."""
     stages = all_stages(config)
     for stage in stages:
-        _compare_settings(stage, resume_meta(config, stage, ranks.world_size), ranks)
+        _compare_settings(config, stage, resume_meta(config, stage, ranks.world_size), ranks)
     pending = [stage for stage in stages if not stage.is_finished]
-    if len(pending) < len(stages):
-        done = len(stages) - len(pending)
-        told = f"{done} of {len(stages)} stages were finished before" + ("" if pending else ": all is done")
-        console(ranks.is_first).print(told, highlight=False)
+    if done := [stage for stage in stages if stage.is_finished]:
+        told = f"{len(done)} of {len(stages)} stages were finished before" + ("" if pending else ": all is done")
+        lines = [told, *(f"  stage {stage.label}: {_trained_on(stage)}" for stage in done)]
+        console(ranks.is_first).print("\n".join(lines), highlight=False, soft_wrap=True)
     return pending
 
 
 def resume_meta(config: Config, stage: Stage, world_size: int) -> dict[str, Any]:
     """What a checkpoint keeps to be compared before a resume."""
-    return {"fingerprint": fingerprint(config, stage.name, world_size)}
+    marks = fingerprint(config, stage.name, world_size)
+    starts = {
+        key: start_content(getattr(config.model, key.partition(".")[2]))
+        for key in START_PLACES
+        if key in marks["places"]
+    }
+    return {"fingerprint": marks, "starts": starts}
 
 
-def _compare_settings(stage: Stage, meta: dict[str, Any], ranks: Ranks) -> None:
+def _trained_on(stage: Stage) -> str:
+    meta = stage.meta()
+    counts = ", ".join(f"{number:,} samples of {name}" for name, number in meta["data"].items())
+    file = meta["fingerprint"].get("places", {}).get("data.file")
+    gone = "" if stage.export.is_dir() else f"; {stage.export} is gone\n    -> {stage.remedy}"
+    return counts + (f", from {file}" if file else "") + gone
+
+
+def _compare_settings(config: Config, stage: Stage, meta: dict[str, Any], ranks: Ranks) -> None:
     """Says which settings changed since the checkpoint. Raises RunError where one did that must not."""
-    newest = checkpoint.newest_meta(stage.folder)
-    if stage.is_finished:
-        saved = json.loads((stage.folder / FINISHED).read_text(encoding="utf-8"))["meta"]
-    elif newest:
-        saved = newest
-    else:
+    saved = stage.meta() if stage.is_finished else checkpoint.newest_meta(stage.folder)
+    if saved is None:
         return
-    fixed, free = (differences(saved["fingerprint"][kind], meta["fingerprint"][kind]) for kind in ("fixed", "free"))
-    refuse(stage, fixed, free)
-    if free and not stage.is_finished:
-        told = [f"stage {stage.label}, changed since the checkpoint: {line}" for line in free] + [_ROUNDING]
-        console(ranks.is_first).print("\n".join(told), highlight=False)
+    then, now = _with_places(saved["fingerprint"], config.run.dir), meta["fingerprint"]
+    fixed, free = (differences(then[kind], now[kind]) for kind in ("fixed", "free"))
+    moved, other = _compare_places(then["places"], now["places"], saved.get("starts", {}), meta["starts"])
+    changed = ranks.first(_changed_data(config, stage, saved) if ranks.is_first and stage.is_finished else [])
+    elsewhere = any(line.startswith(DATA_PLACES) for line in moved)  # another file, and not of the same records
+    refuse(stage, fixed + other + (changed if elsewhere else []), moved + free)
+    told = [f"stage {stage.label} was trained on other data: {line}\n    -> {_ANEW}" for line in changed]
+    if (free or moved) and not stage.is_finished:
+        told = [f"stage {stage.label}, changed since the checkpoint: {line}" for line in moved + free]
+        told += [_ROUNDING] if free else []
+    if told:
+        console(ranks.is_first).print("\n".join(told), highlight=False, soft_wrap=True)
+
+
+def _with_places(marks: dict[str, Any], run_dir: str) -> dict[str, Any]:
+    """An older fingerprint has the places as they were given, among what is fixed."""
+    if "places" in marks:
+        return marks
+    given = {key: marks["fixed"][key] for key in (*DATA_PLACES, *START_PLACES) if marks["fixed"].get(key)}
+    fixed = {key: value for key, value in marks["fixed"].items() if key not in (*DATA_PLACES, *START_PLACES)}
+    return marks | {"fixed": fixed, "places": {key: place(value, run_dir) for key, value in given.items()}}
+
+
+def _compare_places(
+    then: dict[str, str], now: dict[str, str], contents_then: dict[str, str], contents: dict[str, str]
+) -> tuple[list[str], list[str]]:
+    """What is read from another place than before: files of the same content, or of records that are compared where
+    they are read; and what is not the same."""
+    moved, other = [], []
+    for line in differences(then, now):
+        key = line.partition(":")[0]
+        if key in DATA_PLACES and key in then and key in now:
+            moved.append(line)
+        elif contents_then.get(key) and contents_then[key] == contents.get(key):
+            moved.append(f"{line}, of the same content")
+        else:
+            other.append(line)
+    return moved, other
+
+
+def _changed_data(config: Config, stage: Stage, saved: dict[str, Any]) -> list[str]:
+    """How the records of a finished stage differ from those on disk now; one process reads them, if files changed."""
+    lines = []
+    for kind, key in _data_keys(config, stage).items():
+        data = replace(config.data, file=config.evaluation.file) if kind == HELD_OUT_RECORDS else config.data
+        if before := saved.get(kind):
+            try:
+                sources = {n: open_source(s.file, n) for n, s in present_sources(data, stage.settings).items()}
+                lines += [f"{key}: {line}" for line in record_differences(before, look_again(sources, before))]
+            except (ConfigError, DataError) as error:
+                lines.append(f"{key}: cannot be read now: {error}")
+    return lines
+
+
+def data_differences(config: Config, stage: Stage, saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lines for the sources, of training and held out, whose records or samples are not those of the checkpoint."""
+    lines = []
+    for kind, key in _data_keys(config, stage).items():
+        before = saved.get(kind, now[kind])  # an older checkpoint has none
+        lines += [f"{key}: {line}" for line in record_differences(before, now[kind])]
+    counts, current = saved["data"], now["data"]
+    if len(counts) == len(current) == 1:  # a file may have another name
+        counts = dict(zip(current, counts.values(), strict=True))
+    return lines + [f"samples of {line}" for line in differences(counts, current)]
+
+
+def _data_keys(config: Config, stage: Stage) -> dict[str, str]:
+    """The setting that names the sources, by kind of records."""
+    key = "data.file" if config.data.file else f"stages.{stage.name}.mixture"
+    return {RECORDS: key, HELD_OUT_RECORDS: "evaluation.file"}
 
 
 def refuse(stage: Stage, fixed: list[str], free: Sequence[str] = ()) -> None:

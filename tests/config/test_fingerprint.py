@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llava_train.config.fingerprint import differences, dump, fingerprint
+from llava_train.config.fingerprint import differences, dump, fingerprint, start_content
 from llava_train.config.load import load
 
 UNTOLD = [
@@ -49,7 +49,9 @@ def fixed(*words: str, stage: str = "onevision") -> dict:
 
 def changed(saved: dict, now: dict) -> dict[str, list[str]]:
     """Keys that differ, by kind."""
-    return {kind: [line.partition(":")[0] for line in differences(saved[kind], now[kind])] for kind in saved}
+    return {
+        kind: [line.partition(":")[0] for line in differences(saved[kind], now[kind])] for kind in ("fixed", "free")
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -99,11 +101,57 @@ def test_a_mixture_binds_by_what_it_holds():
 
 
 def test_the_start_binds_the_first_stage_and_the_stage_before_binds_a_later_one():
-    first = fixed(stage="projector")
-    assert differences(first, fixed("model.init=m", stage="projector")) == ["model.init: tiny -> m"]
+    first = of(stage="projector")
+    other = of("model.init=m", stage="projector")
+    assert differences(first["places"], other["places"]) == ["model.init: tiny -> m"]
     assert of("model.init=m") == of()
     assert fixed()["start"] == "stage projector"
-    assert first["stage"] == "projector"
+    assert first["fixed"]["stage"] == "projector"
+
+
+def test_a_place_is_what_a_path_leads_to(tmp_path):
+    Path("base").mkdir()
+    Path("data").mkdir()
+    Path("link").symlink_to("base")
+    Path("data/q.csv").write_text("")
+    data = ["data.file=data/q.csv", "data.root=data"]
+    places = of("model.init=base", *data, stage="projector")["places"]
+    assert places == {"model.init": str(tmp_path / "base"), "data.file": str(tmp_path / "data/q.csv")}
+    spelt = {"base/": "q.csv", "link": "data/../data/q.csv", str(tmp_path / "base"): str(tmp_path / "data/q.csv")}
+    for start, file in spelt.items():
+        words = [f"model.init={start}", f"data.file={file}", "data.root=data"]
+        assert of(*words, stage="projector")["places"] == places
+    Path("link").unlink()
+    Path("other").mkdir()
+    Path("link").symlink_to("other")
+    assert of("model.init=link", *data, stage="projector")["places"] != places
+
+
+def test_a_start_in_the_runs_own_folder_is_relative_to_it():
+    for run in ("runs/a", "runs/b"):
+        Path(run, "parts/start").mkdir(parents=True)
+        found = of(f"model.init={run}/parts/start", f"run.dir={run}", stage="projector")["places"]
+        assert found["model.init"] == "run.dir/parts/start"
+
+
+def test_the_content_of_a_start_is_that_of_its_weights_config_and_tokenizer():
+    def write(name: str, **files: str) -> str:
+        Path(name).mkdir(exist_ok=True)
+        for file, text in files.items():
+            Path(name, file.replace("_json", ".json").replace("_st", ".safetensors")).write_text(text)
+        return start_content(name)
+
+    assert start_content("nowhere") == start_content("tiny") == ""
+    first = write("a", config_json="{}", model_st="weights")
+    assert write("b", config_json="{}", model_st="weights", llava_train_json="a note") == first
+    assert write("b", model_st="Weights") != first
+    assert write("c", config_json="{}", model_st="weights", tokenizer_json="{}") != first
+
+
+def test_a_mixture_of_ones_own_binds_by_what_it_holds():
+    saved = of("data.file=mix.yaml")
+    Path("mix.yaml").write_text("sources: {a: {file: a.json, sampling: 'first:4'}}")
+    assert differences(saved["fixed"], of("data.file=mix.yaml")["fixed"]) == ["sources.a.sampling: first:3 -> first:4"]
 
 
 def test_a_fingerprint_survives_json():

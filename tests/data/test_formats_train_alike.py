@@ -9,6 +9,8 @@ from in_every_format import NUMBERS, WRITERS, write_messages
 
 from llava_train.config.load import load
 from llava_train.data.build import build_data
+from llava_train.data.identity import look_again
+from llava_train.data.sources import open_source
 from llava_train.family.onevision.cost import KNOWN
 from llava_train.family.onevision.geometry import make_geometry
 
@@ -26,6 +28,8 @@ def trained_on(name: str, folder: Path, tokenizer) -> list[tuple]:
     geometry = make_geometry(32, 8, stage.image)
     data = build_data(config.data, stage, "onevision", tokenizer, geometry, DIMS, 0, 0, 1, folder / "cache")
     assert (data.num_samples, data.refused) == (len(NUMBERS), [])
+    [source] = data.records
+    assert data.records == look_again({source: open_source(file, source)}, {})  # without the index
     return [
         (
             [name.split("/")[1] for name in batch.sample_ids],

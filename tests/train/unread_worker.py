@@ -17,7 +17,7 @@ from llava_train.train import build
 from llava_train.train.distributed import start_ranks
 from llava_train.train.stages import pending_stages
 
-DATA = SimpleNamespace(steps_per_epoch=1, num_samples_by_source={}, refused=[], held_out=None)
+DATA = SimpleNamespace(steps_per_epoch=1, num_samples_by_source={}, refused=[], records={}, held_out=None)
 
 
 def start(config, way, ranks) -> tuple[int, list]:

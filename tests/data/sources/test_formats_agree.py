@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from in_every_format import CONTENTS, NUMBERS, WRITERS, record
 
+from llava_train.data.identity import digest
 from llava_train.data.sample import PackedFile
 from llava_train.data.sources import open_source, record_of
 
@@ -28,6 +29,15 @@ def test_records_and_bytes_are_the_same_in_every_format(written):
         ]
         found.pop("video", None)
         assert found == {key: value for key, value in record(number).items() if key != "image"}
+
+
+def test_what_identifies_records_does_not_depend_on_where_the_files_lie(written, tmp_path):
+    moved = tmp_path.rename(tmp_path.with_name(tmp_path.name + "-moved"))
+    tmp_path.mkdir()
+    digests = [digest(raw) for raw in open_source(moved / written.relative_to(tmp_path), "s")]
+    moved.rename(tmp_path / "back")
+    assert len(set(digests)) == len(NUMBERS)
+    assert digests == [digest(raw) for raw in open_source(tmp_path / "back" / written.relative_to(tmp_path), "s")]
 
 
 def _file(source, entry: str) -> bytes:
