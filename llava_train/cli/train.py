@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llava_train.cli.check import load_checked
 from llava_train.train.signals import StopSignal
 
@@ -9,9 +11,9 @@ from llava_train.train.signals import StopSignal
 def run(argv: list[str]) -> int:
     with StopSignal() as stop:
         config, _ = load_checked(argv)
-        from llava_train.train import build, distributed, evaluate, preflight, report, stages
+        from llava_train.train import build, distributed, evaluate, lock, preflight, report, stages
 
-        with distributed.start_ranks() as ranks:
+        with distributed.start_ranks() as ranks, lock.alone(Path(config.run.dir), ranks):
             pending = stages.pending_stages(config, ranks)
             preflight.check(config, pending, ranks)
             for stage in pending:
