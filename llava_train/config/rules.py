@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,15 @@ def trackers_once(config: Config) -> Iterator[Fault]:
         yield Fault("log.trackers", f"{config.log.trackers} names one twice", "name each once")
 
 
+def trackers_are_installed(config: Config) -> Iterator[Fault]:
+    for name in config.log.trackers:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of that name, as wandb leaves, is no package
+            package = "'llava_train[tensorboard]'" if name == "tensorboard" else name
+            remedy = f"pip install {package}, or leave it out: log.trackers=[]"
+            yield Fault("log.trackers", f"{name} is not installed", remedy)
+
+
 def shown_stage_exists(config: Config) -> Iterator[Fault]:
     names = list(config.stages)
     for verb in ("preview", "plan", "bench"):
@@ -373,6 +383,7 @@ RULES: tuple[Rule, ...] = (
     best_is_measured,
     packs_may_be_lowered,
     trackers_once,
+    trackers_are_installed,
     shown_stage_exists,
     planned_gpu_is_known,
 )

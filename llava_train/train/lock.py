@@ -37,7 +37,7 @@ def alone(run: Path, ranks: Ranks) -> Iterator[None]:
             error = str(refusal)
         except OSError as problem:  # of a disk without locks, or one that the run is refused for before its start
             told = f"{run} cannot be locked ({problem.strerror}): a second run in it would not be noticed"
-            console().print(told, highlight=False)
+            console().print(told, highlight=False, markup=False)
     if error := ranks.first(error):
         raise RunError(error)
     try:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import secrets
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -18,6 +20,8 @@ from llava_train.config.strict_json import to_json
 from llava_train.train.folders import METRICS, read_metrics, write_whole
 from llava_train.train.state import HELD_OUT_LOSS
 
+WANDB_ID = "wandb-id"  # file of a stage
+WANDB_SECONDS = 30  # that its server is waited for
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
@@ -32,31 +36,48 @@ class Tracker(Protocol):
 
 
 class Wandb:
-    """Weights & Biases; offline, to be synced later, where there is no key. A resumed stage keeps its run id.
+    """Weights & Biases; offline, to be synced later, where it has no key for its host or does not reach it.
 
-    Steps that a resumed stage repeats are there already, and wandb leaves them out.
+    Its own environment variables win over what is set here. A resumed stage goes on in its run, whose id is drawn at
+    the stage's first start and kept in its folder; steps that it repeats are there already, and wandb leaves them out.
     """
 
     def __init__(self, folder: Path, name: str, _first_step: int):
         import wandb
 
-        key = os.environ.get("WANDB_API_KEY") or os.path.exists(os.path.expanduser("~/.netrc"))
-        run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-        mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
-        self._run = wandb.init(
-            project="llava_train",
-            name=name,
-            id=run_id,
-            dir=str(folder),
-            resume="allow",
-            mode=mode,  # type: ignore[arg-type]
-        )
+        mode: Any = wandb.setup().settings.mode
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            mode = "offline"
+        try:
+            self._run = wandb.init(mode=mode, **_defaults(folder, name))
+        except wandb.Error as error:
+            if mode != "online":
+                raise
+            _tell("wandb is not reached, and logs offline", error)
+            wandb.teardown()  # its process holds the id of the run that was not begun
+            self._run = wandb.init(mode="offline", **_defaults(folder, name))
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _defaults(folder: Path, name: str) -> dict[str, Any]:
+    """Arguments of `wandb.init` that no variable of wandb's sets."""
+    path = folder / WANDB_ID
+    if not path.exists():
+        write_whole(path, secrets.token_hex(8))
+    given: dict[str, dict[str, Any]] = {
+        "WANDB_PROJECT": {"project": "llava_train"},
+        "WANDB_NAME": {"name": name},
+        "WANDB_RUN_ID": {"id": path.read_text(encoding="utf-8")},
+        "WANDB_DIR": {"dir": str(folder)},
+        "WANDB_RESUME": {"resume": "allow"},
+        "WANDB_INIT_TIMEOUT": {"settings": {"init_timeout": WANDB_SECONDS}},
+    }
+    return {k: v for variable, argument in given.items() if not os.environ.get(variable) for k, v in argument.items()}
 
 
 class TensorBoard:
@@ -79,6 +100,40 @@ class TensorBoard:
 TRACKERS: dict[str, type[Wandb] | type[TensorBoard]] = {"wandb": Wandb, "tensorboard": TensorBoard}
 
 
+class Trackers:
+    """The trackers of a stage. One that fails is given up and told; it never ends the training."""
+
+    def __init__(self, folder: Path, name: str, first_step: int, names: Sequence[str]):
+        self._trackers: dict[str, Tracker] = {}
+        for tracker in names:
+            with self._unharmed(tracker):
+                self._trackers[tracker] = TRACKERS[tracker](folder, name, first_step)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for name, tracker in list(self._trackers.items()):
+            with self._unharmed(name):
+                tracker.log(values, step)
+
+    def close(self) -> None:
+        for name, tracker in list(self._trackers.items()):
+            with self._unharmed(name):
+                tracker.close()
+
+    @contextmanager
+    def _unharmed(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of all kinds: wandb has a dozen that share no other base, and none may end a run
+            self._trackers.pop(name, None)
+            _tell(f"{name} failed, and the run goes on without it", error)
+
+
+def _tell(told: str, error: Exception) -> None:
+    """On one line, with the error's kind."""
+    line = f"{told}: {type(error).__name__}: {' '.join(str(error).split())}"
+    console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 class Metrics:
     """The log of one stage. As a context it opens the bar and closes the trackers.
 
@@ -92,7 +147,7 @@ class Metrics:
         write_whole(folder / METRICS, "".join(to_json(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._every, self._num_steps = log.every, num_steps
-        self._trackers: list[Tracker] = [TRACKERS[t](folder, name, first_step) for t in log.trackers]
+        self._trackers = Trackers(folder, name, first_step, log.trackers)
         self._console = console()
         self._progress = Progress(
             SpinnerColumn(),
@@ -116,8 +171,7 @@ class Metrics:
     ) -> None:
         self._progress.stop()
         self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
+        self._trackers.close()
 
     def log(self, values: dict[str, float]) -> None:
         """`values` has `step` (done, from 1), `loss`, `tokens_per_second` and whatever else is worth keeping."""
@@ -126,8 +180,7 @@ class Metrics:
             about = {"num_steps": self._num_steps, "time": time.time()}
             self._file.write(to_json(values | about) + "\n")
             self._file.flush()
-            for tracker in self._trackers:
-                tracker.log({k: v for k, v in values.items() if k != "step"}, step)
+            self._trackers.log({k: v for k, v in values.items() if k != "step"}, step)
         told = f"loss {values['loss']:.4f}  {values['tokens_per_second']:,.0f} tokens/s"
         self._progress.update(self._task, completed=step, told=told)
         if not self._console.is_terminal:

@@ -91,7 +91,7 @@ def pending_stages(config: Config, ranks: Ranks) -> list[Stage]:
     if done := [stage for stage in stages if stage.is_finished]:
         told = f"{len(done)} of {len(stages)} stages were finished before" + ("" if pending else ": all is done")
         lines = [told, *(f"  stage {stage.label}: {_trained_on(stage)}" for stage in done)]
-        console(ranks.is_first).print("\n".join(lines), highlight=False, soft_wrap=True)
+        console(ranks.is_first).print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     return pending
 
 
@@ -130,7 +130,7 @@ def _compare_settings(config: Config, stage: Stage, meta: dict[str, Any], ranks:
         told = [f"stage {stage.label}, changed since the checkpoint: {line}" for line in moved + free]
         told += [_ROUNDING] if free else []
     if told:
-        console(ranks.is_first).print("\n".join(told), highlight=False, soft_wrap=True)
+        console(ranks.is_first).print("\n".join(told), highlight=False, markup=False, soft_wrap=True)
 
 
 def _with_places(marks: dict[str, Any], run_dir: str) -> dict[str, Any]:

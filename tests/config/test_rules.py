@@ -1,6 +1,7 @@
 """Each cross-field rule: the setting that breaks it, the key that is named, and a remedy that mends it."""
 
 from copy import deepcopy
+from importlib.machinery import ModuleSpec
 
 import pytest
 
@@ -172,3 +173,15 @@ def test_a_rule_is_judged_beside_a_fault_elsewhere_and_passed_over_where_its_own
     zero = "stages.onevision.zero"
     _, faults = collect(["+recipe=tiny", f"{zero}.level=9", f"{zero}.offload_parameters=true", "log.every=0"])
     assert [fault.key for fault in faults] == ["stages.onevision.zero.level", "log.every"]
+
+
+@pytest.mark.parametrize(
+    ("tracker", "remedy"),
+    [("wandb", "pip install wandb, or "), ("tensorboard", "pip install 'llava_train[tensorboard]', or ")],
+)
+@pytest.mark.parametrize("spec", [None, ModuleSpec("a_folder", None)])
+def test_a_tracker_that_is_not_installed_is_a_fault(sound, monkeypatch, tracker, remedy, spec):
+    monkeypatch.setattr(rules, "find_spec", lambda name: spec)
+    [fault] = judge(broken(sound, log__trackers=[tracker]), complete=True)
+    assert (fault.key, fault.problem) == ("log.trackers", f"{tracker} is not installed")
+    assert fault.remedy == remedy + "leave it out: log.trackers=[]"
