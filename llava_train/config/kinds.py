@@ -41,7 +41,8 @@ def kind_of(path: Path, split: str = "") -> Kind:
     """Raises ValueError that says what is allowed where the kind is not known, or has no splits and one is named."""
     kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
     if split and kind != "table" and not (path.is_dir() and kind in ("parquet", "arrow")):
-        raise ValueError(f"has no splits, so none called {split}")
+        meant = f"; name the folder instead: {path / split}" if (path / split).is_dir() else ""
+        raise ValueError(f"has no splits, so none called {split}{meant}")
     return kind
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llava_train.config.files import count_records
-from llava_train.config.kinds import split_of
+from llava_train.config.kinds import kind_of, split_of
 from llava_train.config.plain import BadRecord, passed_over, read_folder, read_plain, read_table
 from llava_train.data.sources import open_source
 
@@ -158,7 +158,7 @@ def test_folder_without_answers_is_refused_with_what_it_holds(folder):
     with pytest.raises(ValueError, match=r"holds no pictures \(\.jpg .*\); found: \.mp4"):
         read_folder(folder(**{"v.mp4": ""}))
     told = (
-        r"1 pictures, no caption \(such as a\.txt\) and no folder by label; name its table instead: .*pictures/q\.csv"
+        r"1 pictures, no caption \(such as a\.txt\) and no folder by label; name its records instead: .*pictures/q\.csv"
     )
     with pytest.raises(ValueError, match=told):
         read_folder(folder(**{"a.png": "", "q.csv": ""}))
@@ -217,6 +217,52 @@ def test_captions_without_a_picture_are_told(folder):
     assert len(records) == 2
     assert passed_over(path) == "1 files that are neither pictures nor captions of one, such as b.txt"
     assert passed_over(folder(**{"b.png": ""})) == ""
+
+
+NO_LABELS = {
+    "splits": (
+        ["train/cat/1.png", "test/dog/2.png"],
+        "test, train, which says nothing .* labels instead: {}/test or {}/train",
+    ),
+    "split of its own": (["train/cat/1.png", "train/dog/2.png"], "in train, .* instead: {}/train$"),
+    "within a place": (
+        ["images/train2017/cat/1.png", "images/val2017/cat/2.png"],
+        "{}/images/train2017 or {}/images/val",
+    ),
+    "place": (["JPEGImages/1.png"], "in JPEGImages, .*; put them into folders that are named by what they show"),
+    "place and labels": (["cat/1.png", "images/2.png"], "in images, which says nothing"),
+    "split and labels": (["cat/1.png", "test/2.png"], "in test, which says nothing"),
+    "train with labels": (["cat/1.png", "train/cat/2.png"], "in train, .* instead: {}/train$"),
+    "project": (["images/1.png", "annotations/train.json"], "in images, .*records instead: {}/annotations/train.json"),
+    "other name": (["PetImages/cat/1.png", "PetImages/dog/2.png"], "in PetImages, .* instead: {}/PetImages$"),
+    "records": (["coco/1.png", "qa.jsonl"], "holds records beside its pictures; .* {}/qa.jsonl, with data.root={}$"),
+    "table": (["images/1.png", "metadata.csv"], "in images, .*records instead: {}/metadata.csv, with data.root={}$"),
+    "no pictures": (["qa.jsonl", "notes.pdf"], "holds no pictures .*records instead: {}/qa.jsonl"),
+}
+RECORDS = {"qa.jsonl": '{"id": 1, "conversations": []}', "metadata.csv": "file_name,text\na.png,x\n"}
+
+
+@pytest.mark.parametrize(("names", "told"), NO_LABELS.values(), ids=NO_LABELS)
+def test_folders_that_are_no_labels_are_refused_with_the_path_that_was_meant(folder, names, told):
+    path = folder(**{name: RECORDS.get(name, "") for name in names})
+    with pytest.raises(ValueError, match=f"(?s){told.replace('{}', str(path))}"):
+        read_folder(path)
+
+
+def test_labels_that_look_like_splits_stay(folder):
+    path = folder(
+        **{"train/1.png": "", "bus/2.png": "", "classes.json": "[]", "list.csv": "image,answer\n", "7/3.png": ""}
+    )
+    assert [turns(record)[1] for record in read_folder(path)] == ["7", "bus", "train"]
+    assert turns(read_folder(folder(**{"x/dog/deep/1.png": ""}))[-1])[1] == "x"
+
+
+def test_a_folder_is_no_split(folder):
+    path = folder(**{"train/cat/1.png": "", "test/cat/1.png": ""})
+    with pytest.raises(
+        ValueError, match=rf"has no splits, so none called train; name the folder instead: {path}/train"
+    ):
+        kind_of(path, "train")
 
 
 def test_table_of_the_documentation_is_read(table):
