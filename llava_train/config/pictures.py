@@ -67,6 +67,16 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(_below(folder, Path(), (os.path.realpath(folder),)))
 
 
+def visible_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of these suffixes in a folder and in the folders that lie in it, relative to it, sorted. Raises OSError."""
+    found = []
+    for inner in (Path(), *(Path(name) for name in os.listdir(folder) if (folder / name).is_dir() and name[0] != ".")):
+        with os.scandir(folder / inner) as entries:
+            names = [entry.name for entry in entries if entry.name.lower().endswith(suffixes) and entry.is_file()]
+        found += [inner / name for name in names if name[0] != "."]
+    return sorted(found)
+
+
 def sorted_out(folder: Path) -> Sorted:
     """Raises OSError."""
     files = visible_files(folder)

@@ -10,15 +10,17 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.kinds import JSON_SUFFIXES, TABLE_SUFFIXES
+from llava_train.config.kinds import JSON_SUFFIXES, RECORD_SUFFIXES
 from llava_train.config.labels import meant_folders, wrong_labels
+from llava_train.config.options import answer_of, option_columns, read_choices, with_options
 from llava_train.config.pictures import IMAGE_SUFFIXES, sorted_out
 
 DELIMITERS = ",;\t"
-COLUMNS = {  # names of a column, however they are cased; the first one counts where there are several
+COLUMNS = {  # names of a column, however they are cased; of several ids the first one counts, else a table has one
     "image": (
         "image",
         "images",
@@ -35,6 +37,7 @@ COLUMNS = {  # names of a column, however they are cased; the first one counts w
     "question": ("question", "prompt", "instruction", "query", "input", "user"),
     "answer": ("answer", "response", "output", "caption", "text", "label", "target", "assistant"),
     "system": ("system", "system_prompt"),
+    "options": ("options", "choices", "candidates"),
     "split": ("split", "subset"),
     "id": ("id", "question_id", "sample_id"),
     **{name: (name,) for name in ("weight", "loss", "train", "training")},
@@ -58,20 +61,31 @@ def read_plain(path: Path, split: str = "") -> list[Record | BadRecord]:
 
 def passed_over(path: Path) -> str:
     """What is not read of a folder or a table, in words; empty where all is. Raises OSError or ValueError."""
-    others = sorted_out(path).others if path.is_dir() else []
-    if not others:
-        return ""
-    named = ", ".join(map(str, others[:NAMED]))
-    return f"{len(others):,} files that are neither pictures nor captions of one, such as {named}"
+    if path.is_dir():
+        return files_passed_over("that are neither pictures nor captions of one", sorted_out(path).others)
+    header = _header(_rows(path))
+    used = _columns(header).values()
+    return columns_passed_over([name for at, name in enumerate(header) if at not in used])
+
+
+def files_passed_over(what: str, files: list[Path]) -> str:
+    """In words; empty where there are none."""
+    return f"{len(files):,} files {what}, such as {', '.join(map(str, files[:NAMED]))}" if files else ""
+
+
+def columns_passed_over(names: list[str]) -> str:
+    """In words; empty where there are none."""
+    return f"columns {', '.join(names)}" if names else ""
 
 
 def read_table(path: Path, split: str = "") -> list[Record | BadRecord]:
     """The rows of a table, those of a split where the table has several. Raises ValueError where it is none to read.
 
-    An image or video cell may hold several paths, with ; or | between them. Questions without tags get them in front.
+    An image or video cell may hold several paths, with ; or | between them. Questions without tags get them in front,
+    and behind them their options, where columns A, B and so on, or one of options, hold these.
     """
     rows = _rows(path)
-    header = [cell.strip() for cell in next(rows, (0, []))[1]]
+    header = _header(rows)
     columns = _columns(header)
     numbered = list(rows)
     if split or "split" in columns:
@@ -117,7 +131,7 @@ def _refuse_places(path: Path, pictures: list[Path], others: list[Path]) -> None
 
 def _instead(folder: Path, files: list[Path]) -> str:
     """Advice to name a file of records that lies in the folder; empty where none does."""
-    named = [str(folder / file) for file in files if file.suffix.lower() in (*TABLE_SUFFIXES, *JSON_SUFFIXES)]
+    named = [str(folder / file) for file in files if file.suffix.lower() in RECORD_SUFFIXES]
     if not named:
         return ""
     more = f" (and {len(named) - NAMED} more)" if len(named) > NAMED else ""
@@ -133,7 +147,7 @@ def _holds_records(file: Path) -> bool:
     return b'"conversations"' in head or b'"messages"' in head
 
 
-def _rows(path: Path):
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line that it starts on, cells) of each row that is not empty."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -169,16 +183,38 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
+def _header(rows: Iterator[tuple[int, list[str]]]) -> list[str]:
+    return [cell.strip() for cell in next(rows, (0, []))[1]]
+
+
 def _columns(header: list[str]) -> dict[str, int]:
-    """Position of each column that is known. Raises ValueError where one is missing or stands twice."""
+    """Position of each column that is known, of options by their letter; `input` is Alpaca's, beside its question.
+
+    Raises ValueError where one is missing or stands twice, or several are for one thing.
+    """
     names = [_plain(cell) for cell in header]
     found = f"found: {', '.join(header) or 'no header'}"
     if twice := [header[i] for i, name in enumerate(names) if name and name in names[:i]]:
         raise ValueError(f"line 1: column {twice[0]} stands twice; {found}")
     columns = {}
     for column, known in COLUMNS.items():
-        if present := [name for name in known if name in names]:
+        present = [name for name in known if name in names]
+        if column == "question" and present == ["instruction", "input"]:
+            columns["input"] = names.index(present.pop())
+        if len(present) > 1 and column != "id":
+            told = " and ".join(header[names.index(name)] for name in present)
+            raise ValueError(f"line 1: columns {told} could each be the {column}; rename all but one of them")
+        if present:
             columns[column] = names.index(present[0])
+    if options := option_columns(header):
+        told = ", ".join(header[at] for at in options.values())
+        if "options" in columns:
+            raise ValueError(
+                f"line 1: columns {told} and {header[columns['options']]} could each be the options; rename one"
+            )
+        if "question" not in columns:
+            raise ValueError(f"line 1: columns {told} are options without a column of questions; {found}")
+    columns |= options
     if "answer" not in columns:
         raise ValueError(f"line 1: no column of answers ({', '.join(COLUMNS['answer'])}); {found}")
     if "image" not in columns and "video" not in columns:
@@ -208,6 +244,8 @@ def _record(path: Path, line: int, cells: list[str], header: list[str], columns:
             f"{where}: {len(cells)} cells under {len(header)} columns; quote a text that holds the delimiter"
         )
     row = {column: cells[at].strip() for column, at in columns.items()}
+    if "input" in row:
+        row["question"] = "\n".join(filter(None, (row["question"], row.pop("input"))))
     for column in ("question", "answer", "id"):
         if row.get(column) == "":
             return BadRecord(f"{where}, column {header[columns[column]]}: is empty")
@@ -219,12 +257,19 @@ def _record(path: Path, line: int, cells: list[str], header: list[str], columns:
     if not any(media.values()):
         names = " and ".join(header[columns[kind]] for kind in media if kind in columns)
         return BadRecord(f"{where}, column {names}: is empty")
-    question = row.get("question") or DESCRIBE.format("image" if media["image"] else "video")
+    try:
+        choices = read_choices(row)
+        answer = answer_of(row["answer"], choices)
+    except ValueError as error:
+        return BadRecord(f"{where}: {error}")
+    question = with_options(row.get("question", ""), choices)
+    question = question or DESCRIBE.format("image" if media["image"] else "video")
     if not _TAG.search(question):
         question = "".join(f"<{kind}>\n" * len(paths) for kind, paths in media.items()) + question
     turns = [{"from": "system", "value": row["system"]}] if row.get("system") else []
-    turns += [{"from": "human", "value": question}, {"from": "gpt", "value": row["answer"]}]
-    return {"id": row.get("id", f"line {line}"), **media, "conversations": turns}
+    turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    record = {"id": row.get("id", f"line {line}"), **media, "conversations": turns}
+    return record | {"choices": choices} if choices else record
 
 
 def _paths(cell: str) -> list[str]:

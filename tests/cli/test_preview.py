@@ -217,3 +217,14 @@ def test_folder_of_pictures_is_shown(preview, pictures, capsys):
     assert [label for label in box["labels"] if label != -100] == [*byte_tokenizer()("red box")["input_ids"], 258]
     assert main(["check", "+recipe=tiny", f"data.file={pictures}/none"]) == 2
     assert "a folder of pictures, a mixture in .yaml" in capsys.readouterr().err
+
+
+def test_what_is_passed_over_is_told_by_preview_and_check(preview, tmp_path, capsys):
+    from llava_train.cli import check
+
+    (tmp_path / "q.csv").write_text("image,answer,note\na.png,a,b\n")
+    preview(f"data.file={tmp_path}/q.csv", f"data.root={tmp_path}")
+    assert "q: passed over columns note" in capsys.readouterr().out
+    words = [f"stages.{stage}.global_batch_size=1" for stage in ("projector", "onevision")]
+    assert check.run(["+recipe=tiny", f"data.file={tmp_path}/q.csv", f"data.root={tmp_path}", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "q: passed over columns note"

@@ -55,9 +55,68 @@ def test_question_with_a_tag_stays_and_one_that_is_not_asked_is_for_a_descriptio
     assert turns(clip) == ["<video>\nDescribe the video.", "a run"]
 
 
-def test_first_name_counts_where_several_columns_could_be_meant(table):
-    (record,) = read_table(table("image,label,answer,question\na.png,animal,cat,what?\n"))
-    assert turns(record)[1] == "cat"
+ONE_ROLE = {
+    "image,label,answer,question": "columns answer and label could each be the answer",
+    "id,img,label,text": "columns text and label could each be the answer",
+    "image,Image Path,question,answer": "columns image and Image Path could each be the image",
+    "image,prompt,input,answer": "columns prompt and input could each be the question",
+    "image,query,instruction,input,answer": "columns instruction and query and input could each be the question",
+    "image,question,answer,system,system_prompt": "columns system and system_prompt could each be the system",
+    "image,question,answer,A,C": "columns A, C are options with a gap; name them A, B and on",
+    "image,question,answer,option_a,option_b,options": "columns option_a, option_b and options could each be the opt",
+    "image,answer,A,B": "columns A, B are options without a column of questions; found: image, answer, A, B",
+}
+
+
+@pytest.mark.parametrize(("header", "told"), ONE_ROLE.items())
+def test_columns_that_claim_one_thing_are_refused_with_their_names(table, header, told):
+    with pytest.raises(ValueError, match="line 1: ") as caught:
+        read_table(table(f"{header}\n"))
+    assert told in str(caught.value)
+
+
+def test_an_input_belongs_to_its_instruction(table):
+    path = table("image,Instruction,INPUT,output,id,question_id\na.png,Say it.,a cat,x,7,8\na.png,Say it.,,x,9,8\n")
+    both, alone = read_table(path)
+    assert [turns(record)[0] for record in (both, alone)] == ["<image>\nSay it.\na cat", "<image>\nSay it."]
+    assert (both["id"], alone["id"]) == ("7", "9")
+    assert passed_over(path) == "columns question_id"
+
+
+OPTIONS = {
+    "A,B,C": "red,blue,",
+    "option_a,Option B": "red,blue",
+    "choice1,choice2": "red,blue",
+    "option0,option1": "red,blue",
+    "options": '"[""red"", ""blue""]"',
+    "choices": "\"['red', 'blue']\"",
+}
+
+
+@pytest.mark.parametrize(("header", "cells"), OPTIONS.items())
+@pytest.mark.parametrize(("answer", "learned"), [("B", "B"), ("blue", "blue"), ("1", "B")])
+def test_options_stand_behind_their_question(table, header, cells, answer, learned):
+    (record,) = read_table(table(f"image,question,answer,{header}\na.png,Which?,{answer},{cells}\n"))
+    assert turns(record) == ["<image>\nWhich?\nA. red\nB. blue", learned]
+    assert record["choices"] == {"A": "red", "B": "blue"}
+
+
+def test_options_that_stand_in_the_question_or_are_none_are_not_added(table):
+    written, none, numbers, bad = read_table(
+        table('image,question,answer,A,B\na.png,"Which?\n(A) x\n(B) y",A,x,y\na,q,1,,\na,q,3,2,3\na,q,2,x,y\n')
+    )
+    assert turns(written) == ["<image>\nWhich?\n(A) x\n(B) y", "A"]
+    assert (turns(none), "choices" in none) == (["<image>\nq", "1"], False)
+    assert turns(numbers) == ["<image>\nq\nA. 2\nB. 3", "3"]
+    assert str(bad) == "q.csv, line 7: answer 2 is no number of an option, from 0 on; write the letter"
+    (no_list,) = read_table(table("image,question,answer,options\na,q,b,red or blue\n"))
+    assert str(no_list) == """q.csv, line 2: 'red or blue' is no list; write ["red", "blue"]"""
+
+
+def test_columns_that_are_passed_over_are_told(table):
+    path = table("image,answer,Hint,note,weight,b\n")
+    assert open_source(path, "q").passed_over() == "q: passed over columns Hint, note, b"
+    assert passed_over(table("image,answer\n")) == ""
 
 
 BAD_ROWS = {
@@ -237,6 +296,7 @@ NO_LABELS = {
     "other name": (["PetImages/cat/1.png", "PetImages/dog/2.png"], "in PetImages, .* instead: {}/PetImages$"),
     "records": (["coco/1.png", "qa.jsonl"], "holds records beside its pictures; .* {}/qa.jsonl, with data.root={}$"),
     "table": (["images/1.png", "metadata.csv"], "in images, .*records instead: {}/metadata.csv, with data.root={}$"),
+    "shards": (["train/0.parquet", "test/0.parquet"], "records instead: {}/test/0.parquet or {}/train/0.parquet"),
     "no pictures": (["qa.jsonl", "notes.pdf"], "holds no pictures .*records instead: {}/qa.jsonl"),
 }
 RECORDS = {"qa.jsonl": '{"id": 1, "conversations": []}', "metadata.csv": "file_name,text\na.png,x\n"}

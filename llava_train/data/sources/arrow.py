@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from llava_train.data.sources.columns import NUM_ROWS, Place, chosen_columns, records
+from llava_train.data.sources.columns import NUM_ROWS, Place, chosen_columns, records, unread_columns
 from llava_train.data.sources.raw import Raw, Reader
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 
 
 class Arrow(Reader):
+    def passed_over(self) -> str:
+        with pa.ipc.open_stream(_mapped(self.files()[0])) as stream:
+            return unread_columns(stream.schema)
+
     def count(self) -> int:
         return sum(batch.num_rows for path in self.files() for batch in pa.ipc.open_stream(_mapped(path)))
 

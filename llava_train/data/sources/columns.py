@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llava_train.config.plain import BadRecord
+from llava_train.config.plain import BadRecord, columns_passed_over
 from llava_train.data.fields import RECORD_KEYS
 from llava_train.data.lost import names_media
 from llava_train.data.sources.raw import Raw, made
@@ -42,6 +42,12 @@ def chosen_columns(schema: pa.Schema) -> list[str]:
     if not any(name in schema.names for name in TURNS):
         raise ValueError(f"has no column {' or '.join(TURNS)}; found: {', '.join(schema.names)}")
     return [field.name for field in schema if field.name in KNOWN or _may_hold_media(field)]
+
+
+def unread_columns(schema: pa.Schema) -> str:
+    """Those that no record is made of, in words; empty where there are none. Raises ValueError as `chosen_columns`."""
+    chosen = {name for name in chosen_columns(schema) if name in KNOWN}
+    return columns_passed_over([name for name in schema.names if name not in chosen])
 
 
 def _may_hold_media(field: pa.Field) -> bool:

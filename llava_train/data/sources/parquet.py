@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
-from llava_train.data.sources.columns import NUM_ROWS, chosen_columns, records
+from llava_train.data.sources.columns import NUM_ROWS, chosen_columns, records, unread_columns
 from llava_train.data.sources.raw import Raw, Reader
 
 
 class Parquet(Reader):
+    def passed_over(self) -> str:
+        return "; ".join(filter(None, (super().passed_over(), unread_columns(pq.read_schema(self.files()[0])))))
+
     def count(self) -> int:
         return sum(pq.read_metadata(file).num_rows for file in self.files())
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.kinds import shards
-from llava_train.config.plain import BadRecord
+from llava_train.config.kinds import RECORD_SUFFIXES, shards
+from llava_train.config.pictures import visible_below
+from llava_train.config.plain import BadRecord, files_passed_over
 from llava_train.data.sample import PackedFile
 
 
@@ -40,8 +41,12 @@ class Reader(ABC):
         return shards(self.path, self.split)
 
     def passed_over(self) -> str:
-        """What is known not to be read, in words; empty where nothing is."""
-        return ""
+        """What is known not to be read, in words; empty where nothing is. Of a folder files of records, like these."""
+        if not self.path.is_dir():
+            return ""
+        read = {*self.files()}
+        others = [file for file in visible_below(self.path, RECORD_SUFFIXES) if self.path / file not in read]
+        return files_passed_over("of records", others)
 
     def count(self) -> int:
         return sum(1 for _ in self)

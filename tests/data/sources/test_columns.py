@@ -105,6 +105,23 @@ def test_other_columns_are_passed_over_and_nulls_left_out(tmp_path):
     assert (first, second) == ({"id": "x", "width": 3, "conversations": ASKED}, {})
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_columns_that_are_passed_over_are_told(tmp_path, kind):
+    made = table(score=(pa.float64(), [1]), image_path=(pa.string(), ["x"]), conversations=(TURNS, [ASKED]))
+    assert open_source(write(tmp_path, made, kind), "s").passed_over() == "s: passed over columns score, image_path"
+
+
+def test_files_of_records_that_are_passed_over_are_told(tmp_path):
+    made = table(id=(pa.string(), ["x"]), note=(pa.string(), ["x"]), conversations=(TURNS, [ASKED]))
+    (tmp_path / "data").mkdir()
+    for name in ("train-00000-of-00001", "test-00000-of-00001", "data/more", "data/.hidden"):
+        pq.write_table(made, tmp_path / f"{name}.parquet")
+    (tmp_path / "extra.jsonl").write_text("")
+    (tmp_path / "README.md").write_text("")
+    told = "passed over 3 files of records, such as data/more.parquet, extra.jsonl, test-00000-of-00001.parquet"
+    assert open_source(f"{tmp_path}@train", "s").passed_over() == f"s: {told}; columns note"
+
+
 def test_columns_that_may_hold_media_say_so_without_their_bytes(tmp_path):
     arrays = {"pil": (CELL, [PACKED, None]), "img_file": (pa.string(), [None, "a.png"]), "note": (CELL, [None] * 2)}
     path = write(tmp_path, table(**arrays, conversations=(TURNS, [ASKED, ASKED])), "parquet")
