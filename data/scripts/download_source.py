@@ -35,7 +35,8 @@ from PIL import Image
 
 from llava_train.config.errors import ConfigError, DataError, Fault
 from llava_train.config.mixture import UNRELEASED, SourceConfig, load_mixture, mixture_path
-from llava_train.config.plain import IMAGE_SUFFIXES, BadRecord
+from llava_train.config.pictures import IMAGE_SUFFIXES
+from llava_train.config.plain import BadRecord
 from llava_train.data.sample import PackedFile
 from llava_train.data.sources import open_source, record_of
 
@@ -95,8 +96,8 @@ def _with_images(name: str, file: str, out: Path, called: str) -> Iterator[dict[
         if isinstance(record, BadRecord):
             raise DataError(name, str(position), "bad record", str(record))
         folder = f"{position // IN_A_FOLDER:05}"
-        for kind in ("image", "video"):
-            entries = record.pop(kind)
+        for kind in record.keys() & {"image", "video"}:  # one that holds nothing stays: its tag has lost its medium
+            entries = record[kind]
             for i, entry in enumerate(entries):
                 if isinstance(entry, PackedFile):
                     content = entry.read()
@@ -104,8 +105,7 @@ def _with_images(name: str, file: str, out: Path, called: str) -> Iterator[dict[
                     (out / folder).mkdir(exist_ok=True)
                     (out / path).write_bytes(content)
                     entries[i] = f"{called}/{path.as_posix()}"
-            if entries:
-                record[kind] = entries if len(entries) > 1 else entries[0]
+            record[kind] = entries[0] if len(entries) == 1 else entries
         yield record
 
 

@@ -159,3 +159,11 @@ REFUSED = {
 def test_what_cannot_be_downloaded_is_told(run, name, told):
     with pytest.raises(SystemExit, match=told):
         run(name)
+
+
+def test_a_row_that_lacks_its_image_says_so_in_json(script, tmp_path):
+    (tmp_path / "out").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows(0, 2)), tmp_path / "a.parquet")
+    lacking, pictured = script._with_images("s", str(tmp_path / "a.parquet"), tmp_path / "out", "media")
+    assert (lacking["image"], "video" in lacking) == ([], False)
+    assert pictured["image"] == "media/00000/1_0.jpg"
