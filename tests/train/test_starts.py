@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import runs
@@ -24,10 +25,19 @@ from llava_train.model.start import StartWeights
 from llava_train.model.strict import load_strictly
 from llava_train.model.tiny import make_tiny
 from llava_train.model.unread import load_unread, read_weight, unread
+from llava_train.train.distributed import Ranks
+from llava_train.train.saver import Saver
 
 # one of each kind goes through real processes
 COMMANDS = (
-    *("adapter beside", "bitsandbytes", "quantised by its config alone", "more tokens than rows"),
+    *(
+        "adapter beside",
+        "bitsandbytes",
+        "gptq",
+        "awq, not said",
+        "quantised by its config alone",
+        "more tokens than rows",
+    ),
     *("another type, with code", "git lfs pointer", "cut off", "misses a shard", "pickled alone", "no weights"),
 )
 
@@ -119,6 +129,8 @@ def test_two_sets_of_weights_are_one_to_every_reader(sound, tmp_path, config, ki
     for parameter in unread(left.parameters()):
         read_weight(parameter)
     below = StartWeights(weight_files(folder))  # of adapters, when they are merged
+    recorded = Saver.hashes(SimpleNamespace(ranks=Ranks(0, 1, torch.device("cpu"))), folder)  # in the manifest
+    assert [folder / file for file in recorded] == weight_files(folder)
     expected = load_model(ModelConfig(str(sound), "", "", "auto"), "fp32", tmp_path).model.state_dict()
     for name, parameter in whole.named_parameters():
         assert torch.equal(parameter, expected[name]), name
