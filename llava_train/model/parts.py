@@ -79,10 +79,9 @@ def _add_rows(language_model: Any, needed: int) -> None:
     rows = language_model.get_input_embeddings().weight.shape[0]
     if needed <= rows:
         return
-    for parameter in unread(
-        [language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight]
-    ):
-        read_weight(parameter)
+    for module in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+        for parameter in unread([module.weight]):  # tied ones are read by the first of the two
+            read_weight(parameter)
     language_model.resize_token_embeddings(needed, pad_to_multiple_of=ROWS_MULTIPLE, mean_resizing=False)
     with torch.no_grad():
         for module in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):

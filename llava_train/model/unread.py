@@ -17,6 +17,8 @@ from llava_train.config.start import weight_files
 from llava_train.model.stored import StoredTensors
 from llava_train.model.strict import load_strictly
 
+_TIED = ("lm_head.weight", "embed_tokens.weight")
+
 
 def load_unread(
     model_class: Any, key: str, folder: Path, dtype: torch.dtype, dropped: str = "^$", **kwargs: Any
@@ -28,7 +30,9 @@ def load_unread(
     kwargs = {"config": AutoConfig.from_pretrained(folder, trust_remote_code=False), **kwargs}
     stored = StoredTensors(key, weight_files(folder))
     names = list(stored.specs)
-    numbers = {name: torch.tensor(float(i)).expand(stored.specs[name].shape) for i, name in enumerate(names)}
+    places = {name: i for i, name in enumerate(names)}
+    places |= {head: places[embedding] for head, embedding in _equal_heads(stored, dtype)}
+    numbers = {name: torch.tensor(float(i)).expand(stored.specs[name].shape) for name, i in places.items()}
     hf_model = load_strictly(model_class, key, folder, torch.float32, dropped, state_dict=numbers, **kwargs)
     for parameter in hf_model.parameters():
         name = names[int(parameter.data.flatten()[0])]
@@ -38,6 +42,17 @@ def load_unread(
         config.dtype = dtype
     hf_model.config._name_or_path = str(folder)
     return hf_model
+
+
+def _equal_heads(stored: StoredTensors, dtype: torch.dtype) -> list[tuple[str, str]]:
+    """The head and the embedding where files hold both with the same values: transformers ties no others then."""
+
+    def values(name: str) -> torch.Tensor:
+        return stored.read(name).to(dtype)
+
+    heads, embeddings = ([name for name in stored.specs if name.endswith(end)] for end in _TIED)
+    pairs = [(head, embedding) for head in heads for embedding in embeddings]
+    return [(head, embedding) for head, embedding in pairs if torch.equal(values(head), values(embedding))]
 
 
 def unread(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

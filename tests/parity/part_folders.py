@@ -170,7 +170,7 @@ FAMILIES = {
 }
 
 
-def write_language_model(folder: Path, name: str, **changes: Any) -> Path:
+def write_language_model(folder: Path, name: str, max_shard_size: str = "1GB", **changes: Any) -> Path:
     """The family's folder; `changes`: to its config. Weights are drawn larger than usual: all of them then matter."""
     family = FAMILIES[name]
     config = type(family.config).from_dict(family.config.to_dict() | changes)
@@ -179,7 +179,7 @@ def write_language_model(folder: Path, name: str, **changes: Any) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1 if parameter.ndim == 1 else 0.2)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     family.tokenizer().save_pretrained(folder)
     return folder
 
@@ -197,7 +197,7 @@ def published_siglip(**changes: Any) -> SiglipModel:
 
 
 def write_parts(root: Path, name: str, **changes: Any) -> ModelConfig:
-    """A family's language model beside a published SigLIP; `changes`: to the language model's config."""
+    """A family's language model beside a published SigLIP; `changes`: as `write_language_model` takes them."""
     write_language_model(root / "lm", name, **changes)
     published_siglip().save_pretrained(root / "tower")
     return ModelConfig("", str(root / "lm"), str(root / "tower"), "auto")

@@ -47,10 +47,13 @@ def test_packs_ranks_and_zero_change_nothing(torchrun, tmp_path, apart, num_rank
     chosen = ZERO if num_ranks == 2 else {name: ZERO[name] for name in ("zero0", "zero3")}
     lines = [f"run.dir={tmp_path / name} {SETTINGS} {FOUR_PACKS} {zero}" for name, zero in chosen.items()]
     torchrun(num_ranks, "run_worker.py", *lines)
-    losses, weights = apart
     for name in chosen:
-        ours, exported = outcome(tmp_path / name)
-        assert ours == pytest.approx(losses, rel=1e-5), name
-        assert exported.keys() == weights.keys()
-        for key, tensor in weights.items():
-            torch.testing.assert_close(exported[key], tensor, rtol=0, atol=2e-6, msg=f"{name} {key}")
+        assert_same_outcome(outcome(tmp_path / name), apart, name)
+
+
+def assert_same_outcome(found, expected, name: str) -> None:
+    (ours, exported), (losses, weights) = found, expected
+    assert ours == pytest.approx(losses, rel=1e-5), name
+    assert exported.keys() == weights.keys()
+    for key, tensor in weights.items():
+        torch.testing.assert_close(exported[key], tensor, rtol=0, atol=2e-6, msg=f"{name} {key}")
