@@ -50,7 +50,7 @@ def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> li
         ("trains", ", ".join(parts) + (f"; frozen: {', '.join(frozen)}" if frozen else "")),
         ("data", f"{config.data.file or stage.mixture}: {_samples(records)}"),
         ("steps", f"{_steps(config, stage, records)}, each of {stage.step_size}"),
-        ("images", stage.image.mode + (f", {len(stage.image.grid)} canvases" if stage.image.grid else "")),
+        ("images", _images(stage)),
         ("precision", stage.precision),
         ("ZeRO", f"{zero.level}" + (f", on the CPU: {', '.join(offloaded)}" if offloaded else "")),
     ]
@@ -60,6 +60,12 @@ def _stage_rows(config: Config, stage: StageConfig, records: StageRecords) -> li
     if records.left_out:
         rows.append(("left out", ", ".join(records.left_out)))
     return rows
+
+
+def _images(stage: StageConfig) -> str:
+    if stage.image.mode == "checkpoint":
+        return "grid and tiles of the checkpoint"
+    return stage.image.mode + (f", {len(stage.image.grid)} canvases" if stage.image.grid else "")
 
 
 def _samples(records: StageRecords) -> str:

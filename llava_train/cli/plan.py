@@ -20,7 +20,6 @@ from llava_train.data.build import build_data
 from llava_train.data.plan import Draws, StagePlan, plan_stage, simulated
 from llava_train.data.sampler import ranks_fault
 from llava_train.family.onevision.cost import ModelDims, Recomputed
-from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.memory import (
     RESERVED,
     activations,
@@ -71,8 +70,10 @@ def run(argv: list[str]) -> int:
 
 
 def _draws(config: Config, name: str, dims: ModelDims) -> Draws:
+    from llava_train.model.hf import stage_geometries
+
     stage = config.stages[name]
-    geometry = make_geometry(dims.tile_size, dims.patch_size, stage.image)
+    geometry = stage_geometries(config.stages, config.model.init, dims.tile_size, dims.patch_size)[name]
     if config.plan.simulate:
         return simulated(config.plan.simulate, geometry, stage)
     _, tokenizer = read_model(config.model)

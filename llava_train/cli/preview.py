@@ -18,7 +18,7 @@ from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.files import source_problem
 from llava_train.config.load import load
 from llava_train.config.mixture import SourceConfig
-from llava_train.config.schema import Config, ModelConfig
+from llava_train.config.schema import Config
 from llava_train.data.build import make_encoder
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import passed_over, present_sources
@@ -26,17 +26,17 @@ from llava_train.data.preview import Preview, Shown, Summary, as_record, as_text
 from llava_train.data.preview_page import PreviewPage
 from llava_train.data.survey import survey
 from llava_train.family.onevision.cost import ModelDims
-from llava_train.family.onevision.geometry import make_geometry
-from llava_train.family.onevision.settings import OneVisionSettings, model_dims, read_model
+from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.settings import model_dims, read_model
 
 
 def run(argv: list[str]) -> int:
     """Prints the samples or writes them to preview.out, then a summary line. Raises ConfigError, DataError."""
     config = load(argv)
     sources = _sources(config)
-    settings, dims, tokenizer = _read_model(config.model)
+    geometries, dims, tokenizer = _read_model(config)
     summary = Summary()
-    previews = _previews(config, sources, settings, tokenizer, summary)
+    previews = _previews(config, sources, geometries, tokenizer, summary)
     if config.preview.format == "html":
         _write_page(config, previews, PreviewPage(tokenizer, dims, config.run.seed))
     else:
@@ -80,26 +80,28 @@ def _sources(config: Config) -> dict[str, dict[str, SourceConfig]]:
     return sources
 
 
-def _read_model(model: ModelConfig) -> tuple[OneVisionSettings, ModelDims, PreTrainedTokenizerBase]:
+def _read_model(config: Config) -> tuple[dict[str, Geometry], ModelDims, PreTrainedTokenizerBase]:
+    """The geometry of each stage, and what is the same in all."""
     from llava_train.model.build import resolve_init
+    from llava_train.model.hf import stage_geometries
 
     with TemporaryDirectory() as folder:
-        resolved = resolve_init(model, Path(folder))
-        settings, tokenizer = read_model(resolved)
-        return settings, model_dims(resolved), tokenizer
+        model = resolve_init(config.model, Path(folder))
+        settings, tokenizer = read_model(model)
+        geometries = stage_geometries(config.stages, model.init, settings.tile_size, settings.patch_size)
+        return geometries, model_dims(model), tokenizer
 
 
 def _previews(
     config: Config,
     sources: dict[str, dict[str, SourceConfig]],
-    settings: OneVisionSettings,
+    geometries: dict[str, Geometry],
     tokenizer: PreTrainedTokenizerBase,
     summary: Summary,
 ) -> Iterator[Preview]:
     for name, of_stage in sources.items():
         stage = config.stages[name]
-        geometry = make_geometry(settings.tile_size, settings.patch_size, stage.image)
-        media = make_media_reader(config.data, stage.video, geometry)
+        media = make_media_reader(config.data, stage.video, geometries[name])
         encoder = make_encoder(tokenizer, stage, name, config.data.too_long)
         yield Preview(name, stage, of_stage, encoder, media, config.data, config.run.seed, summary)
 

@@ -71,7 +71,6 @@ STAGE_BOUNDS: tuple[Bound, ...] = (
     ("optimizer.epsilon", ">", 0),
     ("optimizer.max_grad_norm", ">", 0),
     ("max_length", ">=", 2),
-    ("image.max_tiles", ">=", 1),
     ("video.fps", ">", 0),
     ("video.max_frames", ">=", 1),
     ("pack.max_tokens", ">=", 1),
@@ -289,14 +288,16 @@ def step_is_counted_in_its_unit(key: str, stage: StageConfig) -> Iterator[Fault]
 
 def grid_fits_mode(key: str, stage: StageConfig) -> Iterator[Fault]:
     image, where = stage.image, f"{key}.image"
-    if image.mode == "square":
+    if image.mode != "anyres":
+        has, most = {"square": ("has one tile", 1), "checkpoint": ("has the checkpoint's grid", 0)}[image.mode]
+        problem, other = f"mode {image.mode} {has} and would ignore it", f"or {where}.mode=anyres"
         if image.grid:
-            yield Fault(f"{where}.grid", "mode square has one tile and would ignore it", f"set {where}.grid=[]")
-        if image.max_tiles != 1:
-            yield Fault(
-                f"{where}.max_tiles", "mode square has one tile and would ignore it", f"set {where}.max_tiles=1"
-            )
+            yield Fault(f"{where}.grid", problem, f"set {where}.grid=[] {other}")
+        if image.max_tiles != most:
+            yield Fault(f"{where}.max_tiles", problem, f"set {where}.max_tiles={most} {other}")
         return
+    if image.max_tiles < 1:
+        yield Fault(f"{where}.max_tiles", f"is {image.max_tiles}", f"set {where}.max_tiles >= 1, as 9")
     if not image.grid:
         yield Fault(
             f"{where}.grid", "mode anyres has no canvas to choose", f"set {where}.grid=[[1,2],[2,1],[2,2]] or more"
@@ -307,6 +308,14 @@ def grid_fits_mode(key: str, stage: StageConfig) -> Iterator[Fault]:
         )
     elif len({tuple(canvas) for canvas in image.grid}) < len(image.grid):
         yield Fault(f"{where}.grid", "holds a canvas twice", "list each [rows, columns] once")
+
+
+def geometry_of_a_checkpoint(config: Config) -> Iterator[Fault]:
+    name, stage = next(iter(config.stages.items()), ("", None))
+    if stage and stage.image.mode == "checkpoint" and not config.model.init:
+        image = "{mode:anyres,max_tiles:9,grid:[[1,2],[2,1]]}"
+        remedy = f"set model.init=DIR_OR_HUB_NAME, or stages.{name}.image={image}"
+        yield Fault(f"stages.{name}.image.mode", "is that of a checkpoint, and model.init is empty", remedy)
 
 
 def plain_template_has_no_rules(key: str, stage: StageConfig) -> Iterator[Fault]:
@@ -375,6 +384,7 @@ RULES: tuple[Rule, ...] = (
     model_has_a_start,
     checkpoint_template_has_a_checkpoint,
     *adapter_rules.RULES,
+    geometry_of_a_checkpoint,
     attention_fits_precision,
     data_file_is_readable,
     data_root_is_set,

@@ -82,9 +82,11 @@ class ScheduleConfig:
 
 @dataclass
 class ImageConfig:
-    mode: Literal["square", "anyres"]
-    grid: list[list[int]]  # candidate canvases as [rows, columns] of tiles; square: []
-    max_tiles: int  # features are downscaled to about this many tiles (anyres_max_N)
+    """How images are cut. mode checkpoint: as the checkpoint that the stage starts from is asked."""
+
+    mode: Literal["square", "anyres", "checkpoint"]
+    grid: list[list[int]]  # candidate canvases as [rows, columns] of tiles; anyres alone, else []
+    max_tiles: int  # features are downscaled to about this many tiles (anyres_max_N); square: 1, checkpoint: 0
 
 
 @dataclass

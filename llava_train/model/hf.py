@@ -17,9 +17,9 @@ from typing import Any, Literal, cast
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
-from llava_train.config.schema import VideoConfig
+from llava_train.config.schema import StageConfig, VideoConfig
 from llava_train.family.onevision.chat import stage_template
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.geometry import Geometry, make_geometry
 from llava_train.family.onevision.processor import aspect_ratio, processor_files
 from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_name, chat_template
 from llava_train.model.card import Card, card_record, render_card
@@ -119,13 +119,27 @@ def write_card(folder: Path, card: Card, preparation: Preparation, is_adapter: b
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def read_preparation(folder: str, config: LlavaOnevisionConfig) -> Preparation:
-    """How to prepare samples for a checkpoint: from its notes, or as for the released ones where it has none."""
-    path = Path(folder) / PREPARATION_FILE
-    notes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    notes = RELEASED | notes
+def read_preparation(folder: str, config: LlavaOnevisionConfig, adapter: str = "") -> Preparation:
+    """How to prepare samples for a checkpoint: from its notes, or as for the released ones where it has none.
+
+    What the folder of an adapter on it notes, and the grid of the processor that lies there, go before its base's.
+    """
+    notes = RELEASED | _read_json(Path(folder) / PREPARATION_FILE)
+    if adapter:
+        notes |= _read_json(Path(adapter) / PREPARATION_FILE)
+        config = _with_processor_of(Path(adapter), config)
     geometry = checkpoint_geometry(config, notes["mode"])
     return Preparation(geometry, notes["template"], notes["tag_policy"], VideoConfig(**notes["video"]))
+
+
+def _with_processor_of(folder: Path, config: LlavaOnevisionConfig) -> LlavaOnevisionConfig:
+    """The config with the grid and tiles of the processor files in the folder, as far as they are there."""
+    processor = _read_json(folder / "processor_config.json")
+    images = _read_json(folder / "preprocessor_config.json") or processor.get("image_processor", {})  # 4.57, or 5.x
+    config = deepcopy(config)
+    config.image_grid_pinpoints = images.get("image_grid_pinpoints", config.image_grid_pinpoints)
+    config.vision_aspect_ratio = processor.get("vision_aspect_ratio", config.vision_aspect_ratio)
+    return config
 
 
 def _notes(preparation: Preparation) -> dict[str, Any]:
@@ -145,6 +159,24 @@ def checkpoint_geometry(config: LlavaOnevisionConfig, mode: Literal["square", "a
     grid = tuple((height // size, width // size) for height, width in pinpoints)
     max_tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
     return Geometry(size, vision.patch_size, mode, grid, max_tiles)
+
+
+def stage_geometries(
+    stages: Mapping[str, StageConfig], init: str, tile_size: int, patch_size: int
+) -> dict[str, Geometry]:
+    """By stage, of a run that starts from the checkpoint `init`, or from parts where it is empty; no weights are read.
+
+    tile_size, patch_size: of the vision tower, in pixels.
+    """
+    geometries: dict[str, Geometry] = {}
+    for name, stage in stages.items():
+        if stage.image.mode != "checkpoint":
+            geometries[name] = make_geometry(tile_size, patch_size, stage.image)
+        elif geometries:
+            geometries[name] = list(geometries.values())[-1]
+        else:
+            geometries[name] = read_preparation(init, LlavaOnevisionConfig.from_pretrained(init)).geometry
+    return geometries
 
 
 @contextmanager
@@ -180,6 +212,11 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -45,13 +45,20 @@ print(processor.decode(answer, skip_special_tokens=True))
 
 ADAPTER = (
     """\
+import json
+
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+from transformers import AutoTokenizer, GenerationConfig
+from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
 
 base, folder = {base!r}, {folder!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = LlavaOnevisionForConditionalGeneration.from_pretrained(base, dtype="auto")
+# grid, tiles and end tokens as in training; the base may have others
+model.config.image_grid_pinpoints = json.load(open(f"{{folder}}/preprocessor_config.json"))["image_grid_pinpoints"]
+model.config.vision_aspect_ratio = json.load(open(f"{{folder}}/processor_config.json"))["vision_aspect_ratio"]
+model.generation_config = GenerationConfig.from_pretrained(folder)
 model = PeftModel.from_pretrained(model, folder)
 """
     + _ASK

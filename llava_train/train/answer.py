@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from llava_train.batch.packed import PackedBatch, VisualLayout
 from llava_train.config.errors import ConfigError, DataError, Fault
@@ -28,7 +29,7 @@ from llava_train.family.onevision.template import chat_name
 from llava_train.model.adapter import attach_adapter
 from llava_train.model.build import DTYPES, load_checkpoint
 from llava_train.model.generate import generate
-from llava_train.model.hf import PREPARATION_FILE, read_preparation
+from llava_train.model.hf import read_preparation
 from llava_train.model.onevision import PackedForward
 
 NO_LIMIT = 2**31  # prompts are refused by no length: the answer is what a user waits for
@@ -41,8 +42,8 @@ Batch = tuple[PackedBatch | None, list[DataError | None]]  # None: no sample of 
 class Answerer:
     """The LlavaOnevision checkpoint `init`, with an adapter or without, ready to answer.
 
-    It is asked in the template of its training, or of its adapter's; of the projector stage (template plain) in ChatML:
-    its language model knows no other way to be asked.
+    It is asked as it was trained, or as its adapter was: template, grid of its images, frames, end tokens. What the
+    projector stage made (template plain) is asked in ChatML: its language model knows no other way to be asked.
 
     device_map: auto spreads the model over all devices, and `device` is where batches go.
     own_sampling: options of generation that the checkpoint itself sets; used where they are passed.
@@ -67,8 +68,7 @@ class Answerer:
             attach_adapter(hf_model, Path(adapter))
         if device_map == load_in == "none":  # else its loader has placed it
             hf_model.to(device)
-        noted = adapter and (Path(adapter) / PREPARATION_FILE).is_file()
-        preparation = read_preparation(adapter if noted else init, hf_model.config)
+        preparation = read_preparation(init, hf_model.config, adapter)
         self.tokenizer = loaded.tokenizer
         self._forward = PackedForward(hf_model, preparation.geometry, device=device).eval()
         config = hf_model.config
@@ -78,6 +78,8 @@ class Answerer:
         self._videos = VideoReader(preparation.video, decode_timeout, max_pixels)
         self._media = MediaReader(preparation.geometry, self._videos, Limits(max_pixels))
         own = hf_model.generation_config
+        if adapter and (Path(adapter) / GENERATION_CONFIG_NAME).is_file():
+            own = GenerationConfig.from_pretrained(adapter)
         self._ends = [own.eos_token_id] if isinstance(own.eos_token_id, int) else list(own.eos_token_id or [])
         self._ends = self._ends or [self.tokenizer.eos_token_id]
         pad = self.tokenizer.pad_token_id

@@ -11,9 +11,10 @@ from llava_train.config.files import index_folder
 from llava_train.config.schema import Config
 from llava_train.data import build as data_build
 from llava_train.family.onevision.cost import read_dims
-from llava_train.family.onevision.geometry import Geometry, make_geometry
+from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.attention import choose_kernel
 from llava_train.model.build import DTYPES, LoadedModel, load_model
+from llava_train.model.hf import stage_geometries
 from llava_train.model.strict import load_strictly
 from llava_train.model.unread import load_unread
 from llava_train.train.distributed import Ranks
@@ -61,5 +62,7 @@ def build_trainer(
 
 
 def _geometry(model: LoadedModel, stage: Stage) -> Geometry:
-    vision: Any = model.model.config.vision_config
-    return make_geometry(vision.image_size, vision.patch_size, stage.settings.image)
+    config: Any = model.model.config
+    vision, start = config.vision_config, model.sources["projector"] if stage.start.init else ""
+    [geometry] = stage_geometries({stage.name: stage.settings}, start, vision.image_size, vision.patch_size).values()
+    return geometry

@@ -64,7 +64,7 @@ def refresh_card(config: Config, stage: Stage) -> None:
     notes = stage.export / PREPARATION_FILE
     content = json.loads(notes.read_text(encoding="utf-8")) | card_record(card)
     write_whole(notes, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    write_whole(stage.export / "README.md", render_card(card, stage.settings.image.mode == "square"))
+    write_whole(stage.export / "README.md", render_card(card, content["mode"] == "square"))
 
 
 def exported_state(summary: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +158,11 @@ def _sources(config: Config, settings: StageConfig) -> dict[str, Source]:
 def _settings(config: Config, stage: StageConfig, step: int, num_ranks: int | None) -> dict[str, str]:
     optimizer, image, zero, schedule = stage.optimizer, stage.image, stage.zero, stage.schedule
     offloaded = [name for name in ("optimizer", "parameters") if getattr(zero, f"offload_{name}")]
-    tiles = f", at most {image.max_tiles} tiles, {len(image.grid)} canvases" if image.mode == "anyres" else ""
+    tiles = {
+        "anyres": f", at most {image.max_tiles} tiles, {len(image.grid)} canvases",
+        "checkpoint": ": grid and tiles of the checkpoint that it started from",
+        "square": "",
+    }[image.mode]
     rates = {f"learning rate, {p.replace('_', ' ')}": f"{getattr(stage.learning_rate, p)}" for p in PARTS}
     return rates | {
         "global batch": stage.step_size,

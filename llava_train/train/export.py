@@ -148,7 +148,7 @@ def export_adapter(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
     if wrong := sorted({name for name in weights.trained.shapes if is_adapter(name)} - set(names)):
         raise RunError(f"{step} holds adapters of another recipe than {stage_dir}/config.yaml: {', '.join(wrong)}")
     with whole_folder(out) as folder:
-        _copy_support(base, folder, without=("config.json", "generation_config.json"))
+        _copy_support(base, folder, without=("config.json",))
         tensors = {name: (weights.read_trained if is_adapter(name) else weights.read)(name) for name in names}
         write_adapter(folder, made, tensors)
         write_card(folder, _run_card(stage_dir, step), read_preparation(str(base), config), is_adapter=True)

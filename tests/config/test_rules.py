@@ -8,7 +8,7 @@ import pytest
 from llava_train.config import rules
 from llava_train.config.load import collect, load
 from llava_train.config.rules import judge
-from llava_train.config.schema import Config
+from llava_train.config.schema import Config, ImageConfig, ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,17 @@ CASES = [
     ({"p__image__max_tiles": 9}, "stages.projector.image.max_tiles", "max_tiles=1"),
     ({"s__image__max_tiles": 0}, f"{STAGE}.image.max_tiles", ">= 1"),
     ({"s__image__grid": []}, f"{STAGE}.image.grid", "[[1,2],[2,1],[2,2]]"),
+    (
+        {"s__image__mode": "checkpoint", "s__image__max_tiles": 0},
+        f"{STAGE}.image.grid",
+        f"or {STAGE}.image.mode=anyres",
+    ),
+    ({"s__image__mode": "checkpoint", "s__image__grid": []}, f"{STAGE}.image.max_tiles", "image.max_tiles=0"),
+    (
+        {"p__image": ImageConfig("checkpoint", [], 0), "model": ModelConfig("", "a", "b", "auto")},
+        "stages.projector.image.mode",
+        "model.init=DIR_OR_HUB_NAME",
+    ),
     ({"s__image__grid": [[1]]}, f"{STAGE}.image.grid", "[rows, columns]"),
     ({"s__image__grid": [[0, 1]]}, f"{STAGE}.image.grid", "both >= 1"),
     ({"s__image__grid": [[1, 2], [1, 2]]}, f"{STAGE}.image.grid", "once"),

@@ -53,6 +53,10 @@ def test_it_can_be_followed(newcomer, monkeypatch, capsys):
     for path in re.findall(r"`((?:evaluations|runs)/[\w/.]+)`", TEXT):
         assert Path(path).exists(), path
     assert len(Path("evaluations/after/predictions.jsonl").read_text().splitlines()) == 4
+    grids = [
+        json.loads(Path(f, "preprocessor_config.json").read_text()) for f in ("MODEL", "runs/lora_domain/domain/hf")
+    ]
+    assert grids[0]["image_grid_pinpoints"] == grids[1]["image_grid_pinpoints"], "that of the checkpoint"
     capsys.readouterr()
     exec(compile(SNIPPET, "docs/adapting.md", "exec"), {})
     served = capsys.readouterr().out.strip()

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from test_equivalence import FOUR_PACKS, SETTINGS, ZERO
 from transformers import LlavaOnevisionForConditionalGeneration as Model
 
+from llava_train.data.sample import Sample, Turn
 from llava_train.model.adapter import attach_adapter
+from llava_train.model.loading import adapter_lines, plain_lines
 from llava_train.model.tiny import make_tiny
+from llava_train.train.answer import Answerer
 
 KINDS = {
     "lora": "stages.onevision.learning_rate.vision_tower=frozen "
@@ -20,7 +24,8 @@ KINDS = {
     "dora": "+stages.onevision.lora={language_model:{rank:4,alpha:8,dora:true},"
     "vision_tower:{rank:2,alpha:2,dora:true},projector:{rank:3,alpha:6,targets:[linear_1],dora:true}} ",
     "rslora": "stages.onevision.learning_rate={vision_tower:1e-3,projector:frozen} "
-    "+stages.onevision.lora={language_model:{rank:4,alpha:8,targets:[q_proj,v_proj],rslora:true,init:orthogonal}} ",
+    "+stages.onevision.lora={language_model:{rank:4,alpha:8,targets:[q_proj,v_proj],rslora:true,init:orthogonal}} "
+    "stages.onevision.image.max_tiles=2 ",
 }
 ONE_EACH = "stages.onevision.pack.max_tokens=1 stages.onevision.pack.max_tiles=1 "
 
@@ -91,6 +96,36 @@ def an_image_and_words(model: Model) -> dict[str, torch.Tensor]:
     features = model.get_image_features(pixels, image_sizes=sizes).pooler_output[0]
     ids = [1, *[config.image_token_index] * len(features), 5, 6, 7]
     return {"input_ids": torch.tensor([ids]), "pixel_values": pixels, "image_sizes": sizes}
+
+
+def test_an_adapter_is_asked_with_the_grid_and_tiles_of_its_training(apart, tmp_path, capsys):
+    """Trained on 2x2 tiles, features of two, upon a base of 3x3 and nine: by us, and by the lines of its card."""
+    base, adapter, merged = (str(apart["rslora"] / name) for name in ("tiny", "onevision/adapter", "onevision/hf"))
+    picture = str(tmp_path / "wide.png")
+    Image.effect_noise((80, 90), 80).convert("RGB").save(picture)
+    alone = tmp_path / "alone"  # as PEFT writes it
+    alone.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(f"{adapter}/{name}", alone)
+    question = Sample("1", "q", [Turn("human", "<image>\nWhat?"), Turn("gpt", "No.")], [Path(picture)], [], record="1")
+
+    def loss(init: str, folder: str = "") -> float:
+        [(found, _)] = Answerer(init, torch.device("cpu"), 10**6, 10.0, adapter=folder).losses([question], 1)
+        return found
+
+    assert loss(base, adapter) == pytest.approx(loss(merged), rel=1e-5)
+    assert abs(loss(base, str(alone)) - loss(merged)) > 1e-3
+    (alone / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(320))}))
+    answers = [
+        next(Answerer(base, torch.device("cpu"), 10**6, 10.0, adapter=folder).answers([question], 1, 9))
+        for folder in (adapter, str(alone))
+    ]
+    assert [bool(answer) for answer in answers] == [True, False], "end tokens too are the adapter's own"
+    said = []
+    for lines in (adapter_lines(base, adapter, picture, "What?"), plain_lines(merged, picture, "What?")):
+        exec(lines, names := {})
+        said.append((capsys.readouterr().out, len(names["features"])))
+    assert said[0] == said[1]
 
 
 def test_only_adapters_and_the_projector_are_trained(apart):

@@ -164,5 +164,6 @@ def _kept_features(
 
 def make_geometry(tile_size: int, patch_size: int, image: ImageConfig) -> Geometry:
     """The geometry of one stage. `tile_size`, `patch_size`: of the vision tower, in pixels."""
+    assert image.mode != "checkpoint", "its grid is in the checkpoint"
     grid = tuple((rows, columns) for rows, columns in image.grid)
     return Geometry(tile_size, patch_size, image.mode, grid, image.max_tiles)
