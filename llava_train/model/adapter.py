@@ -16,26 +16,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from llava_train.config.adapter_rules import INITS
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import LoraConfig, StageConfig
+from llava_train.model.original import ADAPTER_CONFIG, ADAPTER_FILES
+from llava_train.model.peft_folder import PREFIX, fault, read_peft_folder
 from llava_train.model.tensorfile import Spec, write_tensors
 from llava_train.model.trainable import PARTS, Part, is_adapter, is_unused, learning_rate_of, part_of
 
 if TYPE_CHECKING:  # it takes seconds to import, and only adapters need it
     from peft import LoraConfig as PeftConfig
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MODULES: dict[Part, str] = {
     "vision_tower": "model.vision_tower",
     "projector": "model.multi_modal_projector",
     "language_model": "model.language_model",
 }
-_PEFT_PREFIX = "base_model.model."
 _ADAPTER_NAME = ".default"  # what PEFT calls an adapter that was given no name; left out in files
 
 
@@ -122,7 +120,7 @@ def plain_name(name: str) -> str:
 def peft_key(name: str) -> str:
     """The key in an adapter's file of a trained parameter."""
     name = name.replace(f"{_ADAPTER_NAME}.", ".")
-    return _PEFT_PREFIX + (name.removesuffix(".weight") if "lora_magnitude_vector" in name else name)
+    return PREFIX + (name.removesuffix(".weight") if "lora_magnitude_vector" in name else name)
 
 
 @dataclass(frozen=True)
@@ -183,46 +181,54 @@ def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, torch.
     """adapter_config.json and adapter_model.safetensors. tensors: in the model's own names."""
     by_key = {peft_key(name): tensor for name, tensor in tensors.items()}
     specs = {key: Spec(tensor.dtype, tuple(tensor.shape)) for key, tensor in sorted(by_key.items())}
-    write_tensors(folder / WEIGHTS_FILE, specs, ((key, by_key[key]) for key in specs), {})
+    write_tensors(folder / ADAPTER_FILES[0], specs, ((key, by_key[key]) for key in specs), {})
     content = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
     content["inference_mode"] = True
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def attach_adapter(hf_model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
-    """Puts the adapter of a PEFT folder on a plain model, in place. Every key must fit: raises ConfigError."""
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model, set_peft_model_state_dict
+    """Puts the adapter of a PEFT folder on a plain model, in place: its logits are then those of PeftModel.
 
-    path = folder / CONFIG_FILE
-    if not (path.is_file() and (folder / WEIGHTS_FILE).is_file()):
-        raise _fault(f"{folder} holds no {CONFIG_FILE} with {WEIGHTS_FILE}", "name the adapter/ folder of a stage")
-    config: Any = PeftConfig.from_pretrained(str(folder))
-    if config.peft_type != "LORA" or config.init_lora_weights not in (True, False, *INITS):
-        told = f"{folder} is a {config.peft_type} adapter initialised by {config.init_lora_weights}"
-        raise _fault(told, "only LoRA that leaves its base's weights as they are is read")
-    saved, config.modules_to_save = config.modules_to_save or [], None  # their weights replace the model's own below
-    state = load_file(folder / WEIGHTS_FILE)
-    whole = {k: t for k, t in state.items() if not is_adapter(k)}
-    inject_adapter_in_model(config, hf_model)
-    shapes = {peft_key(name): p.shape for name, p in hf_model.named_parameters() if is_adapter(name)}
-    shapes |= {_PEFT_PREFIX + name: p.shape for name, p in _of_modules(hf_model, saved)}
-    found = {key: tensor.shape for key, tensor in state.items()}
-    if wrong := sorted(key for key in shapes.keys() | found.keys() if shapes.get(key) != found.get(key)):
-        raise _fault(f"{folder} does not fit the model: {', '.join(wrong[:10])}", "take the model it was trained on")
-    parameters = dict(hf_model.named_parameters())
+    Every key must fit. Raises ConfigError.
+    """
+    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    adapter = read_peft_folder(folder, hf_model)
+    inject_adapter_in_model(adapter.config, hf_model)
+    due = get_peft_model_state_dict(hf_model, save_embedding_layers=False)
+    own: dict[str, Any] = dict(hf_model.state_dict(keep_vars=True))  # names tied ones twice
+    saved = {name for name in own if name.rpartition(".")[0] in adapter.saved}
+    if wrong := _misfits(adapter.tensors, due | {name: own[name] for name in saved}, _embeddings(hf_model, own)):
+        raise fault(f"{folder} does not fit the model: {', '.join(wrong[:10])}", "take the model it was trained on")
     with torch.no_grad():
-        for key, tensor in whole.items():
-            parameters[key.removeprefix(_PEFT_PREFIX)].copy_(tensor)
-    loaded: Any = set_peft_model_state_dict(hf_model, {k: t for k, t in state.items() if k not in whole})
+        for name, tensor in adapter.tensors.items():
+            if name in saved:  # a weight of its own, as PEFT's copy is: what was tied with it stays as it was
+                module, _, last = name.rpartition(".")
+                setattr(hf_model.get_submodule(module), last, nn.Parameter(tensor.to(own[name])))
+            elif name in own:
+                own[name].copy_(tensor)
+    cast_adapter_dtype(hf_model, _ADAPTER_NAME.removeprefix("."))
+    loaded: Any = set_peft_model_state_dict(hf_model, {k: t for k, t in adapter.tensors.items() if k not in own})
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     hf_model.requires_grad_(False)
+
+
+def _misfits(found: Mapping[str, Any], due: Mapping[str, Any], allowed: Mapping[str, Any]) -> list[str]:
+    """Names of tensors that are missing, unexpected or of another shape."""
+    expected = {name: allowed[name] for name in allowed.keys() & found.keys()} | dict(due)
+    shapes, expected_shapes = ({name: tensor.shape for name, tensor in held.items()} for held in (found, expected))
+    return sorted(n for n in shapes.keys() | expected_shapes.keys() if shapes.get(n) != expected_shapes.get(n))
+
+
+def _embeddings(hf_model: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What PEFT stores beside an adapter that has grown the vocabulary or adapts the embedding."""
+    modules = (hf_model.get_input_embeddings(), hf_model.get_output_embeddings())
+    theirs = {id(parameter) for module in modules for parameter in module.parameters()}
+    return {name: parameter for name, parameter in own.items() if id(parameter) in theirs}
 
 
 def _of_modules(hf_model: nn.Module, modules: list[str]) -> Iterator[tuple[str, nn.Parameter]]:
     ends = tuple(f".{module}." for module in modules)
     return ((n, p) for n, p in hf_model.named_parameters() if not is_adapter(n) and any(e in f".{n}" for e in ends))
-
-
-def _fault(problem: str, remedy: str) -> ConfigError:
-    return ConfigError([Fault("adapter", problem, remedy)])
