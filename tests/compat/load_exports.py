@@ -8,13 +8,9 @@ import io
 import sys
 
 import torch
-
-library = torch.library.Library("torchvision", "DEF")
-for operator in ("nms", "qnms"):  # torchvision's import looks for them; its own do not load beside a CPU build of torch
-    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import transformers  # noqa: E402
-from transformers import AutoProcessor, AutoTokenizer, LlavaOnevisionForConditionalGeneration, pipeline  # noqa: E402
+import torchvision_operators  # noqa: F401
+import transformers
+from transformers import AutoProcessor, AutoTokenizer, LlavaOnevisionForConditionalGeneration, pipeline
 
 NEW_TOKENS = 6
 

@@ -8,11 +8,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from unittest.mock import MagicMock
 
-import torch
-
-library = torch.library.Library("torchvision", "DEF")
-for operator in ("nms", "qnms"):  # torchvision's import looks for them; its own do not load beside a CPU build of torch
-    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import torchvision_operators  # noqa: F401
 
 
 class Absent:

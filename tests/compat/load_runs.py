@@ -7,15 +7,11 @@ import re
 import sys
 
 import torch
-
-library = torch.library.Library("torchvision", "DEF")
-for operator in ("nms", "qnms"):  # torchvision's import looks for them; its own do not load beside a CPU build of torch
-    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import transformers  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from transformers import AutoProcessor, AutoTokenizer, LlavaOnevisionConfig  # noqa: E402
-from transformers import LlavaOnevisionForConditionalGeneration as OneVision  # noqa: E402
+import torchvision_operators  # noqa: F401
+import transformers
+from safetensors import safe_open
+from transformers import AutoProcessor, AutoTokenizer, LlavaOnevisionConfig
+from transformers import LlavaOnevisionForConditionalGeneration as OneVision
 
 
 def load(folder, inputs, text, turns):
