@@ -9,6 +9,6 @@
 RANKS_PER_NODE=8        # one process for each GPU of a node
 export MAX_FAILURES=3   # that in a row bring no new checkpoint end the job
 # module load cuda
-# export NCCL_SOCKET_IFNAME=ib0
+# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0   # the network between nodes: GPUs' traffic, and all else
 RUN=(.venv/bin/python -m llava_train)
 # RUN=(apptainer exec --nv llava.sif python -m llava_train)

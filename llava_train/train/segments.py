@@ -28,6 +28,7 @@ _TASKS = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 _NODE = re.compile(r"Node failure on (\S+)")
 _ABORTED = re.compile(r"srun: (Job step aborted|forcing job termination)")  # then srun may end with 0
+_ABORT = "Aborted"  # by SIGABRT: a crash, or NCCL's answer to a rank that does not come
 _WAITED = "First task exited"  # srun itself ends ranks that are left
 _MEMORY = re.compile(r"oom[-_ ]?kill", re.IGNORECASE)
 MAX_STOPS = 10  # in a row that train no step: a time limit shorter than the start
@@ -176,8 +177,12 @@ def judge(srun_log: str, code: int | None) -> Ending:
     if HUNG in codes.values():
         where = [_named(*place) for place, c in codes.items() if c == HUNG]
         return Ending("failed", f"no step in time: {', '.join(where)}; stacks in STAGE/stacks")
+    crashed = [task for task in bad if not task[2].startswith(_ABORT)]
+    if len(bad) > 1 and not crashed:
+        return Ending("failed", f"{', '.join(_named(n, i) for n, i, _ in bad)}: {_ABORT}, as after an NCCL time-out")
     if bad:
-        return Ending("failed", f"{_named(*bad[0][:2])}: {bad[0][2]}", [bad[0][0]])
+        node, ids, text = (crashed or bad)[0]
+        return Ending("failed", f"{_named(node, ids)}: {text}", [node])
     if tasks:
         return Ending("failed", f"{_named(*tasks[0][:2])}: {tasks[0][2]}")
     return Ending("failed", f"srun ended with code {code}")

@@ -10,6 +10,7 @@ from llava_train.train import segments
 from llava_train.train.status import as_text, status
 
 ABORTED = "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\nsrun: forcing job termination\n"
+NCCL = "Aborted (core dumped)"  # of survivors, after a time-out
 BY_SRUN = "srun: First task exited 120s ago\nsrun: Terminating StepId=5.0\n"
 
 
@@ -37,6 +38,17 @@ def exited(node: int, code: int) -> str:
         (exited(0, 69) + BY_SRUN + ABORTED + task(1, "Killed"), 137, "failed", "rank 1 on n1: Killed"),
         (exited(0, 70) + exited(1, 69), 70, "failed", "no step in time: rank 0 on n0; stacks in STAGE/stacks"),
         (exited(0, 69) + exited(1, 2), 69, "refused", "rank 1 on n1 ended with code 2: its log says what to mend"),
+        (task(0, NCCL) + BY_SRUN + ABORTED + task(1, "Killed"), 137, "failed", "rank 1 on n1: Killed"),
+        (task(0, NCCL) + exited(1, 1), 1, "failed", "rank 1 on n1: Exited with exit code 1"),
+        (task(0, NCCL) + exited(1, 69), 134, "failed", "rank 0 on n0: Aborted"),
+        (
+            task(0, NCCL) + task(1, NCCL),
+            134,
+            "failed",
+            "rank 0 on n0, rank 1 on n1: Aborted, as after an NCCL time-out",
+        ),
+        (task(0, NCCL) + exited(1, 70), 134, "failed", "no step in time: rank 1 on n1"),
+        (task(0, NCCL) + exited(1, 2), 134, "refused", "rank 1 on n1 ended with code 2"),
         ("srun: error: Node failure on n1\n" + ABORTED, 0, "failed", "lost node n1"),
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=5.0\n" + task(0, "Killed"), 137, "refused", ""),
         ("srun: error: Unable to create step", 1, "failed", "srun ended with code 1"),
@@ -106,7 +118,13 @@ def test_stops_before_the_first_step_end_the_job(tmp_path):
 
 
 def test_a_node_is_left_out_when_it_is_lost_or_kills_twice(tmp_path):
-    ends = {task(1, "Killed"): [], task(1, "Bus error"): ["n1"], "srun: error: Node failure on n0\n": ["n0", "n1"]}
+    survivor = task(0, NCCL) + BY_SRUN
+    ends = {
+        survivor + task(1, "Killed"): [],
+        task(0, NCCL) + task(1, NCCL): [],
+        survivor + task(1, "Bus error"): ["n1"],
+    }
+    ends |= {"srun: error: Node failure on n0\n": ["n0", "n1"]}
     for restart, (log, excluded) in enumerate(ends.items()):
         logs = begin(tmp_path, restart=restart)
         save(tmp_path, restart + 1)  # it comes further each time
