@@ -19,6 +19,7 @@ import transformers
 from torch.distributed.distributed_c10d import AllgatherOptions
 
 from llava_train.config.errors import LostRankError, RunError
+from llava_train.train.internals import internal
 from llava_train.train.launch import Launch, device_index, read_launch
 from llava_train.train.meeting import meet
 
@@ -213,7 +214,7 @@ def _init_process_group(backend: str, launch: Launch) -> None:
 
     logger.setLevel("ERROR")
     # Its shared-memory all-reduce is built with a C++ compiler at first use; gloo does without.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    internal(deepspeed.ops, "__compatible_ops__")["deepspeed_shm_comm"] = False
     # alone: no port, so nothing that another run on this machine could have taken
     store = meet(launch, TIMEOUT) if launch.host else dist.HashStore()
     timeout = timedelta(seconds=launch.start_wait)

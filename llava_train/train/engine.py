@@ -23,7 +23,8 @@ from llava_train.config.schema import OptimizerConfig, StageConfig
 from llava_train.model.tensorfile import SlicedFiles
 from llava_train.model.unread import read_weight, unread
 from llava_train.train.distributed import Ranks
-from llava_train.train.partition import Slice, frozen_slices, refresh_weights, trained_slices
+from llava_train.train.internals import internal
+from llava_train.train.partition import Slice, frozen_slices, refresh_weights, trained_slices, whole_shape
 
 MODEL_PREFIX = "hf_model."  # of the training module's parameter names; without it they are transformers' own
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -95,6 +96,7 @@ class Engine:
         self._plain_clip = stage.optimizer.max_grad_norm if _is_plain(stage) else None
         self._level = _deepspeed_level(stage)
         self._place = (ranks.rank, ranks.world_size)
+        self.trained_slices(), self.frozen_slices()  # what DeepSpeed misses shows now, not at the first checkpoint
 
     @property
     def module(self) -> nn.Module:
@@ -187,7 +189,7 @@ class Engine:
         """
         self._refuse_other_parameters(weights, frozen)
         if self._level == 3:
-            self._engine.optimizer.checkpoint_event_prologue()  # lets go of gathered parameters
+            internal(self._engine.optimizer, "checkpoint_event_prologue")()  # lets go of gathered parameters
         with torch.no_grad():
             if frozen is not None:
                 for part in self.frozen_slices():
@@ -203,13 +205,11 @@ class Engine:
                 self._torch_optimizer.state[part.flat] = state
             refresh_weights(self._engine.optimizer, self._level)
         if self._level == 3:
-            self._engine.optimizer.checkpoint_event_epilogue()
+            internal(self._engine.optimizer, "checkpoint_event_epilogue")()
 
     def _refuse_other_parameters(self, weights: SlicedFiles, frozen: SlicedFiles | None) -> None:
         shapes = {
-            n: (tuple(getattr(p, "ds_shape", p.shape)), p.requires_grad)
-            for n, p in self._named()
-            if frozen or p.requires_grad
+            n: (whole_shape(p, self._level), p.requires_grad) for n, p in self._named() if frozen or p.requires_grad
         }
         found = [(weights, True), *([(frozen, False)] if frozen else [])]
         saved = {n: (shape, trains) for files, trains in found for n, shape in files.shapes.items()}
@@ -230,7 +230,7 @@ def _read_into_shards(module: nn.Module, settings: dict[str, Any]) -> None:
         read_weight(parameter)
         if convert is None:
             deepspeed.zero.Init(nn.ParameterList([parameter]), config_dict_or_path=settings, dtype=parameter.dtype)
-            convert = parameter.convert_to_zero_parameters  # type: ignore[attr-defined]
+            convert = internal(parameter, "convert_to_zero_parameters")
         else:
             convert(param_list=[parameter])
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava_train.train.internals import internal
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -53,7 +55,7 @@ def frozen_slices(named: Iterable[tuple[str, nn.Parameter]], level: int, rank: i
         yield from _copies(frozen, rank, world_size)
         return
     for name, parameter in frozen:
-        yield from _partition(name, parameter, parameter.ds_tensor, 0, rank)  # type: ignore[attr-defined]
+        yield from _partition(name, parameter, internal(parameter, "ds_tensor"), 0, rank)
 
 
 def _copies(named: list[tuple[str, nn.Parameter]], rank: int, world_size: int) -> Iterator[Slice]:
@@ -65,38 +67,49 @@ def _copies(named: list[tuple[str, nn.Parameter]], rank: int, world_size: int) -
 def _fragments(named: list[tuple[str, nn.Parameter]], optimizer: Any) -> Iterator[Slice]:
     """ZeRO 1 and 2: one flat tensor per parameter group, cut at equal lengths whatever parameter that hits."""
     # DeepSpeed's optimiser of bf16 at level 1 names them otherwise than that of the other cases
-    flats = getattr(optimizer, "fp32_groups_flat_partition", None) or optimizer.single_partition_of_fp32_groups
+    flats = internal(optimizer, "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
     for name, parameter in named:
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        mapping = internal(parameter, "_hp_mapping")
         if mapping is not None:
-            flat = flats[mapping.param_group_index]
-            here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+            flat = flats[internal(mapping, "param_group_index")]
+            here, there = internal(mapping, "lp_fragment_address"), internal(mapping, "hp_fragment_address")
             yield Slice(name, tuple(parameter.shape), here.start, there.numel, flat, there.start, True)
 
 
 def _partitions(named: list[tuple[str, nn.Parameter]], optimizer: Any, rank: int) -> Iterator[Slice]:
     """ZeRO 3: every parameter cut into equal parts, the last one padded."""
+    positions, number = internal(optimizer, "grad_position"), internal(optimizer, "get_param_id")
+    flats = internal(optimizer, "fp32_partitioned_groups_flat")
     for name, parameter in named:
-        group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-        yield from _partition(name, parameter, optimizer.fp32_partitioned_groups_flat[group], offset, rank)
+        group, offset, _ = positions[number(parameter)]
+        yield from _partition(name, parameter, flats[group], offset, rank)
 
 
 def _partition(name: str, parameter: Any, flat: torch.Tensor, offset: int, rank: int) -> Iterator[Slice]:
-    length = parameter.partition_numel()
+    length = internal(parameter, "partition_numel")()
     start = rank * length
-    numel = min(length, parameter.ds_numel - start)
+    numel = min(length, internal(parameter, "ds_numel") - start)
     if numel > 0:
-        yield Slice(name, tuple(parameter.ds_shape), start, numel, flat, offset, True)
+        yield Slice(name, whole_shape(parameter, 3), start, numel, flat, offset, True)
+
+
+def whole_shape(parameter: nn.Parameter, level: int) -> tuple[int, ...]:
+    """Of all ranks' parts together."""
+    return tuple(internal(parameter, "ds_shape") if level == 3 else parameter.shape)
 
 
 def refresh_weights(optimizer: Any, level: int) -> None:
     """Puts changed fp32 master weights into the weights that the forward reads, on all ranks."""
     if level in (1, 2):
-        optimizer.update_lp_params()
+        internal(optimizer, "update_lp_params")()
     elif level == 3:
-        for i, master in enumerate(optimizer.fp32_partitioned_groups_flat):
-            flat = optimizer.fp16_partitioned_groups_flat[i]
+        unflatten = internal(optimizer, "unflatten")
+        for master, flat, partitions in zip(
+            internal(optimizer, "fp32_partitioned_groups_flat"),
+            internal(optimizer, "fp16_partitioned_groups_flat"),
+            internal(optimizer, "fp16_partitioned_groups"),
+            strict=True,
+        ):
             flat.data.copy_(master.data)
-            partitions = optimizer.fp16_partitioned_groups[i]
-            for partition, values in zip(partitions, optimizer.unflatten(flat, partitions), strict=True):
+            for partition, values in zip(partitions, unflatten(flat, partitions), strict=True):
                 partition.data = values.data
