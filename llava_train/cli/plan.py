@@ -115,7 +115,7 @@ def _overview(config: Config, stage: StageConfig, plan: StagePlan, dims: ModelDi
     yield "packs", f"{asked.packs:,.1f} a step on each of {asked.world_size} ranks"
     yield "fill", f"{asked.fill:.3f} of {stage.pack.max_tokens:,} tokens, {asked.fill_tiles:.3f} of the tiles"
     yield "balance", f"{asked.balance(level):.3f} at ZeRO {level}; no packing of such steps exceeds {asked.bound:.3f}"
-    yield "compute", f"{plan.flops:.2e} FLOPs without what gradient checkpointing computes again"
+    yield "compute", f"{plan.flops:.2e} FLOPs as MFU counts them: without what a backward computes again"
     again = recomputed_layers(dims, stage, asked.world_size, gpu.memory)
     of_all = f"{again.language} of {dims.layers} layers of the language model, {again.tower} of {dims.tower_layers}"
     yield "run again", f"{of_all} of the tower (gradient_checkpointing={str(stage.gradient_checkpointing).lower()})"

@@ -16,7 +16,7 @@ from llava_train.config.schema import StageConfig
 from llava_train.data.packing import PackSizes, SampleSizes
 from llava_train.data.sampler import Order, make_order
 from llava_train.data.simulate import KINDS, simulate
-from llava_train.family.onevision.cost import ModelDims, SampleCost, sample_cost
+from llava_train.family.onevision.cost import ModelDims, SampleCost, needed_cost, sample_cost
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.memory import recomputed_layers
 
@@ -119,7 +119,7 @@ def plan_stage(
             others.append(asked if is_asked else measured(in_unit(stage, unit, ranks, sizes), ranks))
     by_epochs = math.ceil(stage.epochs * asked.num_steps)
     num_steps = min(n for n in (by_epochs, stage.max_steps) if n)
-    flops = sample_cost(dims, stage)(sizes.lengths, sizes.tiles, sizes.supervised).sum()
+    flops = needed_cost(dims, stage)(sizes.lengths, sizes.tiles, sizes.supervised).sum()
     longest = np.argsort(-sizes.lengths, kind="stable")[:LONGEST].tolist()
     return StagePlan(draws, asked, others, num_steps, float(flops) * num_steps / asked.num_steps, longest)
 

@@ -1,7 +1,7 @@
 """The speed of a stage's step: engine, data and step of a run, in steady state. Nothing is written but indexes.
 
 Enters: a configuration. Leaves: a `Speed`. FLOPs are those of `family/onevision/cost.py`, of the work that is needed
-(MFU) or done again by gradient checkpointing too (HFU), against what this machine's matrix products reach at the
+(MFU), or of what is computed again too (HFU), against what this machine's matrix products reach at the
 model's own shapes, and against the GPU's data sheet where it is known.
 """
 
@@ -21,7 +21,7 @@ from llava_train.batch.packed import PackedBatch
 from llava_train.config.gpus import GPUS
 from llava_train.config.schema import BenchConfig, Config
 from llava_train.data.dataset import StepBatches
-from llava_train.family.onevision.cost import ModelDims, Recomputed, read_dims, sample_cost
+from llava_train.family.onevision.cost import ModelDims, SampleCost, needed_cost, read_dims, sample_cost
 from llava_train.family.onevision.memory import activations, states
 from llava_train.model.build import DTYPES
 from llava_train.model.memory import peak_memory, restart_peak
@@ -83,9 +83,9 @@ class Bench:
         counts = count(item, self._trainer.guard)
         return counts, train_step(self.engine, item.batches, counts, self.ranks)
 
-    def flops(self, batches: list[PackedBatch], recomputed: Recomputed) -> float:
-        """Of this rank's micro-batches, with what gradient checkpointing computes again."""
-        cost = sample_cost(self.dims, self.stage.settings, recomputed)
+    @staticmethod
+    def flops(batches: list[PackedBatch], cost: SampleCost) -> float:
+        """Of this rank's micro-batches."""
         lengths = np.concatenate([np.diff(batch.cu_seqlens.numpy()) for batch in batches])
         tiles, supervised = np.zeros_like(lengths), np.zeros_like(lengths)
         tiles[0] = sum(len(batch.pixel_values) for batch in batches)  # tiles and labels add up linearly
@@ -119,9 +119,9 @@ class Bench:
         seconds = self._now() - began
         peak = max(self.ranks.gather(self._peak()))
         stage, ranks = self.stage.settings, self.ranks.world_size
-        flops, executed = self.ranks.sum(
-            *(self.flops(seen, again) for again in (Recomputed(), self._trainer.recomputed))
-        )
+        needed = needed_cost(self.dims, stage)
+        executed_cost = sample_cost(self.dims, stage, self._trainer.recomputed)
+        flops, executed = self.ranks.sum(*(self.flops(seen, cost) for cost in (needed, executed_cost)))
         products = product_speed(self.dims, seen, self._device, DTYPES[stage.precision])
         with self._clock() as parts:
             for _ in range(clocked):

@@ -56,6 +56,7 @@ class FakeGpu:
         self.found: list[Exception] = []
         self._kernels = torch.library.Library("aten", "IMPL")
         self._kernels.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
+        self._kernels.impl("silu_backward", _unused, "PrivateUse1")
 
     def place_parameters(self, module: nn.Module) -> None:
         """Each to the device, as DeepSpeed moves them at every level; what is shared stays shared.
@@ -105,6 +106,11 @@ class FakeGpu:
         self.report(HostWaits("synchronize"))
 
 
+def _unused(*_args: Any) -> None:
+    """That the kernel is there lets torch leave the operation whole, as on a GPU; the mode answers in its place."""
+    raise AssertionError
+
+
 def _module() -> Any:
     class Module(backend_registration._DummyBackendModule):
         """`torch.fakegpu`, with what autocast, checkpointing and seeding ask of a device beside."""
@@ -140,6 +146,8 @@ class _Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # every other call
+            return func(*args)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         to_device = torch.device(kwargs.get("device") or "cpu").type == NAME
         if not (to_device or any(_on_device(tensor) or isinstance(tensor, FakeTensor) for tensor in tensors)):

@@ -1,4 +1,4 @@
-"""The checks on the fake GPU, in a process of their own, where nothing else computes."""
+"""The checks on the fake GPU, each file in a process of its own, where nothing else computes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 from fake_gpu import missing
 
 
-def test_a_micro_batch_on_the_fake_gpu():
+@pytest.mark.parametrize("checks", ["checks_micro_batch.py", "checks_plan.py"])
+def test_on_the_fake_gpu(checks):
     if reason := missing():
         pytest.skip(f"no fake GPU: {reason}")
-    checks = Path(__file__).with_name("checks.py")
-    done = subprocess.run(
-        [sys.executable, checks, "-p", "no:cacheprovider"], capture_output=True, text=True, timeout=600
-    )
+    words = [sys.executable, Path(__file__).with_name("process.py"), checks, "-p", "no:cacheprovider"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

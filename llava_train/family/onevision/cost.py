@@ -2,12 +2,13 @@
 
 Enters: a model's dimensions and which parts train. Leaves: a `SampleCost`, four numbers that turn tokens, tiles and
 supervised tokens into FLOPs. A multiplication with its addition is 2 FLOPs. Matrix products are counted and nothing
-else, as in Narayanan et al. 2021 (arXiv 2104.04473, appendix); norms, activations and the optimiser are not. Adapters
-add less than a per cent and are left out.
+else, as in Narayanan et al. 2021 (arXiv 2104.04473, appendix); norms, activations and the optimiser are not.
 
 Backward: a matrix product costs as much again for its input and for its weight, where these need gradients. Attention
 has no weights; its backward takes 2.5 forwards, since the scores are computed again (Dao 2023, arXiv 2307.08691,
-section 4.1). With gradient checkpointing the layers that need a gradient run forward once more.
+section 4.1), of which 2 are counted as needed (`needed_cost`). With gradient checkpointing the layers that need a
+gradient run forward once more, but for the last product, whose output nothing in the backward reads: torch stops
+before it. Where that layer has an adapter, what it stops before is the adapter's own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import PretrainedConfig
 from llava_train.config.schema import StageConfig
 
 ATTENTION_BACKWARD = 2.5  # forwards
+ATTENTION_NEEDED = 2.0  # likewise, without the scores that are computed again
 
 
 @dataclass(frozen=True)
@@ -88,30 +90,60 @@ class Recomputed:
     language: int = 0
 
 
-def sample_cost(dims: ModelDims, stage: StageConfig, recomputed: Recomputed = Recomputed()) -> SampleCost:
-    """FLOPs of a stage's samples, with those of layers that run forward again.
+def num_adapter(dims: ModelDims, part: str, rank: int) -> int:
+    """Weights of adapters in every linear layer of a part."""
+    d, m, h = dims.tower_hidden, dims.tower_intermediate, dims.hidden
+    queries, keys = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
+    sides = {
+        "vision_tower": dims.tower_layers * (4 * 2 * d + 2 * (d + m)),
+        "projector": d + 3 * h,
+        "language_model": dims.layers * (2 * (h + queries) + 2 * (h + keys) + 3 * (h + dims.intermediate)),
+    }
+    return rank * sides[part]
+
+
+def needed_cost(dims: ModelDims, stage: StageConfig) -> SampleCost:
+    """FLOPs that a stage's samples need whatever computes them, of which MFU is made (Chowdhery et al. 2022, arXiv
+    2204.02311, appendix B)."""
+    return sample_cost(dims, stage, attention_backward=ATTENTION_NEEDED)
+
+
+def sample_cost(
+    dims: ModelDims,
+    stage: StageConfig,
+    recomputed: Recomputed = Recomputed(),
+    attention_backward: float = ATTENTION_BACKWARD,
+) -> SampleCost:
+    """FLOPs of a stage's samples as they run, with those of layers that run forward again.
 
     Worked case: everything trains and nothing is recomputed: a token takes 3 * 2 FLOPs per weight of its layers.
     """
     trains = {part: rate != "frozen" for part, rate in vars(stage.learning_rate).items()}
     whole = {part: trains[part] and part not in stage.lora for part in trains}
-    tower_again = recomputed.tower / max(1, dims.tower_layers)  # a checkpoint may take the patches as they are
-    tower = 1 + tower_again + int(trains["vision_tower"]) + int(whole["vision_tower"])
-    tower_attention = 1 + tower_again + ATTENTION_BACKWARD * trains["vision_tower"]
+    tower: float = dims.tower_layers * (1 + int(trains["vision_tower"]) + int(whole["vision_tower"])) * dims.tower_layer
+    last = 0 if "vision_tower" in stage.lora else dims.tower_hidden * dims.tower_intermediate
+    tower += recomputed.tower * (dims.tower_layer - last)
+    tower_attention = dims.tower_layers * (1 + attention_backward * trains["vision_tower"]) + recomputed.tower
     own = 1 + int(whole["projector"])
     projector = dims.tower_hidden * dims.hidden * (own + int(trains["vision_tower"]))
     projector += dims.hidden**2 * (own + int(trains["vision_tower"] or trains["projector"]))
-    again = recomputed.language / dims.layers
-    model = 2 + again + int(whole["language_model"])
-    attention = 1 + again + ATTENTION_BACKWARD
+    model: float = dims.layers * (2 + int(whole["language_model"])) * dims.layer
+    last = 0 if "language_model" in stage.lora else dims.hidden * dims.intermediate
+    model += recomputed.language * (dims.layer - last)
+    attention = dims.layers * (1 + attention_backward) + recomputed.language
 
-    patch = 2 * dims.tower_layers * (dims.tower_layer * tower + 2 * dims.tower_hidden * dims.patches * tower_attention)
+    adapters = {part: num_adapter(dims, part, adapter.rank) for part, adapter in stage.lora.items()}
+    tower += adapters.get("vision_tower", 0) * (3 + recomputed.tower / max(1, dims.tower_layers))
+    projector += 3 * adapters.get("projector", 0)
+    model += adapters.get("language_model", 0) * (3 + recomputed.language / dims.layers)
+
+    patch = 2 * (tower + 2 * dims.tower_hidden * dims.patches * tower_attention)
     patch += 2 * 3 * dims.patch_size**2 * dims.tower_hidden * (1 + int(whole["vision_tower"]))
     width = dims.heads * dims.head_dim
     return SampleCost(
         tile=dims.patches * (patch + 2.0 * projector),
-        token=2.0 * dims.layers * dims.layer * model,
-        pair=2 * dims.layers * width * attention,
+        token=2.0 * model,
+        pair=2 * width * attention,
         label=2.0 * dims.head * (2 + int(whole["language_model"])),
     )
 

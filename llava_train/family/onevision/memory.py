@@ -3,17 +3,19 @@
 Enters: dimensions, a stage's settings, the number of ranks, tokens and tiles of packs. Leaves: bytes on the GPU and on
 the host. States as in Rajbhandari et al. 2020 (arXiv 1910.02054, section 3) and in `train/engine.py`, which accumulates
 gradients in fp32; activations as in Korthikanti et al. 2022 (arXiv 2205.05198, section 4), tensor by tensor for these
-layers, with attention that keeps no scores. An estimate: it has been compared with no GPU yet.
+layers, with attention that keeps no scores, and held to models of full size that compute nothing (tests/fakegpu). An
+estimate: it has been compared with no GPU yet.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llava_train.config.schema import StageConfig, ZeroConfig
-from llava_train.family.onevision.cost import ModelDims, Recomputed, sample_cost
+from llava_train.family.onevision.cost import ModelDims, Recomputed, num_adapter, sample_cost
 
 GRADIENT = 4  # bytes of a trained weight's gradient, which is accumulated in fp32
 MOMENTS = 8  # bytes of AdamW's two moments of a trained weight, fp32
@@ -45,21 +47,10 @@ def num_trained(dims: ModelDims, stage: StageConfig) -> int:
     """Weights with a gradient; adapters as if they were in every linear layer of their part."""
     wholes = num_parameters(dims)
     return sum(
-        _num_adapter(dims, part, stage.lora[part].rank) if part in stage.lora else wholes[part]
+        num_adapter(dims, part, stage.lora[part].rank) if part in stage.lora else wholes[part]
         for part, rate in vars(stage.learning_rate).items()
         if rate != "frozen"
     )
-
-
-def _num_adapter(dims: ModelDims, part: str, rank: int) -> int:
-    d, m, h = dims.tower_hidden, dims.tower_intermediate, dims.hidden
-    queries, keys = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
-    sides = {
-        "vision_tower": dims.tower_layers * (4 * 2 * d + 2 * (d + m)),
-        "projector": d + 3 * h,
-        "language_model": dims.layers * (2 * (h + queries) + 2 * (h + keys) + 3 * (h + dims.intermediate)),
-    }
-    return rank * sides[part]
 
 
 @dataclass(frozen=True)
@@ -121,7 +112,8 @@ def recomputed_layers(dims: ModelDims, stage: StageConfig, world_size: int, memo
 
     def gain(part: str) -> float:
         spared = replace(every, **{part: 0})
-        return (flops(every) - flops(spared)) / (held(spared) - held(every))
+        more = held(spared) - held(every)
+        return (flops(every) - flops(spared)) / more if more > 0 else math.inf
 
     chosen = every
     for part in sorted((part for part, num in vars(every).items() if num), key=gain, reverse=True):
@@ -140,26 +132,77 @@ def activations(
 ) -> np.ndarray:
     """Bytes that a forward and its backward hold at their fullest, float64 [packs], from integers [packs].
 
-    A layer that runs forward again keeps its input, and all that is inside of it when its turn comes: in the backward,
-    when those above it, which ran it once, are done.
+    The fullest of five moments, of which no two coincide: the loss, when a chunk of logits stands beside all that is
+    kept; the backward of the last norm, with five tensors in fp32; and the first backward of a layer of the language
+    model, of the projector and of a layer of the tower, when what a recomputed layer keeps and a backward's own tensors
+    stand beside what is still kept. A layer that runs forward again keeps its input until then.
     """
     element = 2 if stage.precision == "bf16" else 4
-    d, m, h = dims.tower_hidden, dims.tower_intermediate, dims.hidden
-    width = 2 * (dims.heads + dims.kv_heads) * dims.head_dim  # queries, keys, values and what attention returns
-    # two norms with input, fp32 copy and output; attention; the gate, what passes it, and their product
-    inside = element * (4 * h + width + 4 * dims.intermediate) + 4 * 2 * h
-    tower_inside = element * (8 * d + 2 * m)
     trains = {part: rate != "frozen" for part, rate in vars(stage.learning_rate).items()}
+    d, m, h = dims.tower_hidden, dims.tower_intermediate, dims.hidden
+    patches = dims.patches * np.maximum(tiles, 1)
 
-    def kept(num_layers: int, again: int, inside: float, hidden: int) -> float:
-        return max(1, num_layers - again) * inside + again * hidden * element
+    inside = _layer_inside(dims, stage)
+    layers = _kept(dims.layers, recomputed.language, inside, element * h) * tokens
+    tower_inside = element * (8 * d + 2 * m)  # inputs and outputs of two norms, four projections' outputs, and the MLP
+    tower = _kept(dims.tower_layers, recomputed.tower, tower_inside, element * d) * patches
+    tower += element * 3 * dims.tile_size**2 * np.maximum(tiles, 1)  # the pixels
+    projector = element * (d + 2 * h) * patches
+    if not trains["vision_tower"]:
+        tower, projector = 0.0 * tower, projector if trains["projector"] else 0.0 * projector
+    below = tower + projector + element * h * np.minimum(tokens, patches)  # the features in their places
+    whole = trains["language_model"] and "language_model" not in stage.lora
+    head = element * dims.head if whole else 0  # its gradient, which a tied embedding adds to at the end
+    waiting = head if dims.tied else 0
 
-    of_token = kept(dims.layers, recomputed.language, inside, h)
-    of_token += 2 * h * element  # the embeddings, before and after the features
-    trained_tower = kept(dims.tower_layers, recomputed.tower, tower_inside, d)
-    of_patch = trained_tower if trains["vision_tower"] else tower_inside
-    of_patch += (d + 3 * h) * element if trains["projector"] or trains["vision_tower"] else (d + 2 * h) * element
-    logits = (2 * element + 2 * 4) * np.minimum(supervised, ROWS) * dims.vocab  # with their gradient, and both in fp32
-    head = element * dims.head if trains["language_model"] and "language_model" not in stage.lora else 0  # its gradient
-    held = of_token * tokens + of_patch * dims.patches * np.maximum(tiles, 1) + 2 * h * element * supervised
-    return np.asarray(held + logits + head, np.float64)
+    top = 0 if recomputed.language < dims.layers else inside  # of what the last layer keeps
+    top_tower = 0 if recomputed.tower < dims.tower_layers else tower_inside
+    norm = (4 + (element if whole else 0)) * h * tokens  # the last one
+    predicting = 2 * element * h * supervised  # states, and their gradient
+    moments = [
+        layers + below + norm + predicting + head + _chunk(element, supervised) * dims.vocab,
+        layers + below + norm + 5 * 4 * h * tokens + waiting,
+        layers + (top + element * h) * tokens + _mlp_backward(dims, stage) * tokens + below + waiting,
+        tower + element * (d + 4 * h) * patches * bool(projector.any()) + element * h * tokens + waiting,
+        tower + (top_tower + element * (d + m)) * patches + element * h * tokens + waiting,
+    ]
+    if not trains["vision_tower"]:  # its forward, of which nothing is kept
+        moments[4] = element * (2 * d + 2 * m) * patches + element * h * tokens
+    return np.asarray(np.maximum.reduce(moments), np.float64)
+
+
+def _kept(num_layers: int, again: int, inside: float, held: float) -> float:
+    """Bytes of a token or patch: of layers that keep what is inside, and the inputs of those that run forward again."""
+    return (num_layers - again) * inside + again * held
+
+
+def _layer_inside(dims: ModelDims, stage: StageConfig) -> float:
+    """Bytes of a token that a layer of the language model keeps."""
+    element = 2 if stage.precision == "bf16" else 4
+    h, m, queries = dims.hidden, dims.intermediate, dims.heads * dims.head_dim
+    attention = element * 2 * (dims.heads + dims.kv_heads) * dims.head_dim + 4 * dims.heads  # q, k, v, output; log sums
+    gated = element * 3 * m  # the gate, what passes it, and it by its activation
+    norms = 4 * 2 * h  # their inputs in fp32
+    adapter = stage.lora.get("language_model")
+    if adapter is not None and adapter.dropout:
+        return norms + attention + gated + (element + 1) * (5 * h + queries + m)  # what each adapter reads, and a mask
+    if adapter is not None:
+        return norms + attention + gated + element * (2 * h + m)
+    if stage.learning_rate.language_model == "frozen":
+        return norms + attention + gated
+    return norms + attention + gated + element * (4 * h + m)
+
+
+def _mlp_backward(dims: ModelDims, stage: StageConfig) -> float:
+    """Bytes of a token beyond what a layer keeps, when its MLP's product goes back into its factors: six of the MLP's
+    width then, of which the product itself, where it was kept, is gone."""
+    element = 2 if stage.precision == "bf16" else 4
+    frozen = stage.learning_rate.language_model == "frozen"
+    return element * (3 if frozen else 2) * dims.intermediate
+
+
+def _chunk(element: int, supervised: np.ndarray) -> np.ndarray:
+    """Bytes by vocabulary of a chunk of rows: logits, in fp32, their logarithms; and the gradient of the one before."""
+    of_row = element + (4 if element == 2 else 0) + 4
+    first, second = np.minimum(supervised, ROWS), np.clip(supervised - ROWS, 0, ROWS)
+    return np.maximum(of_row * first, of_row * second + element * ROWS * (second > 0))

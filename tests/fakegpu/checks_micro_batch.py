@@ -1,36 +1,26 @@
 """A micro-batch on the fake GPU: of every kind of sample, under every kind of stage, and with each mistake planted.
 
-`test_fake_gpu.py` runs this file in a process of its own; alone: `python tests/fakegpu/checks.py`.
+Run by `test_fake_gpu.py`; alone: `python tests/fakegpu/process.py checks_micro_batch.py`.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from fake_gpu import FakeGpu, HostWaits, NotOnDevice
+from micro_batches import make, pack, run, sample
 from torch import nn
-from transformers import LlavaOnevisionForConditionalGeneration
-from transformers.initialization import no_init_weights
 
-from llava_train.batch.packed import PackedBatch, VisualLayout
+from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import LearningRates, LoraConfig
-from llava_train.data.collate import collate, filler
-from llava_train.data.encode import EncodedSample
+from llava_train.data.collate import filler
 from llava_train.family.onevision.cost import Recomputed
-from llava_train.model import onevision
-from llava_train.model.adapter import inject
 from llava_train.model.hf import checkpoint_geometry
 from llava_train.model.onevision import PackedForward
 from llava_train.model.tiny import byte_tokenizer, tiny_config
-from llava_train.model.trainable import set_trainable
-from llava_train.train.engine import place_buffers
-from llava_train.train.layers import set_layers
 
 ALL = LearningRates(1e-5, 1e-5, 1e-5)
 PROJECTOR = LearningRates("frozen", 1e-3, "frozen")
@@ -62,65 +52,19 @@ CASES += [(stage, kind) for stage in ("one layer again", "projector", "lora") fo
 CASES += [("dora", MIXED)]
 
 
-def sample(name: str, layouts: list[VisualLayout]) -> EncodedSample:
-    """A question with its visuals in the middle, and an answer of three tokens."""
-    visual = [CONFIG.image_token_index] * sum(layout.num_tokens for layout in layouts)
-    ids = np.array([65, 66, *visual, 67, 68, 69], dtype=np.int32)
-    labels = np.where(np.arange(len(ids)) < len(ids) - 3, -100, ids).astype(np.int32)
-    places = np.flatnonzero(ids == CONFIG.image_token_index).astype(np.int32)
-    return EncodedSample(name, "source", name, ids, labels, places, tuple(layouts))
-
-
 def batch(kind: str) -> PackedBatch:
     if kind == FILLER:
         return filler(GEOMETRY)
-    samples = [sample(name, layouts) for name, layouts in VISUALS.items() if kind in (name, MIXED)]
-    side = GEOMETRY.tile_size
-    return collate(samples, [np.zeros((one.num_tiles, 3, side, side), np.uint8) for one in samples], GEOMETRY)
+    return pack([sample(layouts) for name, layouts in VISUALS.items() if kind in (name, MIXED)], GEOMETRY)
 
 
-@pytest.fixture(scope="session")
-def gpu() -> FakeGpu:
-    return FakeGpu()
-
-
-@pytest.fixture(autouse=True)
-def _varlen(monkeypatch):
-    """The card is one that has it."""
-    monkeypatch.setattr(onevision, "choose_kernel", lambda *_: "varlen")
-
-
-def make(gpu: FakeGpu, stage: str, buffers: bool = True) -> PackedForward:
-    """A model in bf16, placed as the engine places it."""
-    rates, lora, recomputed = STAGES[stage]
-    torch.set_default_dtype(torch.bfloat16)
-    with no_init_weights():
-        hf_model = LlavaOnevisionForConditionalGeneration(CONFIG)
-    torch.set_default_dtype(torch.float32)
-    hf_model.tie_weights()
-    if lora:
-        inject(hf_model, lora, 0)
-    set_trainable(hf_model, rates, lora)
-    set_layers(hf_model, recomputed)
-    with gpu.mode:
-        forward = PackedForward(hf_model, GEOMETRY, device=gpu.device).train()
-        gpu.place_parameters(forward)
-        if buffers:
-            place_buffers(forward, gpu.device)
-    return forward
-
-
-def run(gpu: FakeGpu, forward: PackedForward, one: PackedBatch) -> torch.Tensor:
-    """What the engine does with a micro-batch, but for DeepSpeed's part."""
-    with gpu.micro_batch():
-        loss = forward(one)
-        (loss * (1 / 7)).backward()
-        return loss.detach()
+def forward_of(gpu: FakeGpu, stage: str, buffers: bool = True) -> PackedForward:
+    return make(gpu, CONFIG, *STAGES[stage], buffers)
 
 
 @pytest.mark.parametrize(("stage", "kind"), CASES)
 def test_a_micro_batch_stays_on_the_device_and_its_host_never_waits(gpu, stage, kind):
-    forward = make(gpu, stage)
+    forward = forward_of(gpu, stage)
     loss = run(gpu, forward, batch(kind))
     assert (loss.device, loss.dtype, loss.shape) == (gpu.device, torch.float32, ())
     dtypes = {parameter.dtype for parameter in forward.parameters()}
@@ -131,19 +75,19 @@ def test_a_micro_batch_stays_on_the_device_and_its_host_never_waits(gpu, stage, 
 
 
 def test_held_out_loss_stays_on_the_device_and_its_host_never_waits(gpu):
-    forward = make(gpu, "lora").eval()
+    forward = forward_of(gpu, "lora").eval()
     with gpu.micro_batch(), torch.no_grad():
         assert forward(batch(MIXED)).device == gpu.device
 
 
 def test_buffers_left_on_the_host_are_seen(gpu):
     with pytest.raises(NotOnDevice, match=r"aten.embedding.default: int64 \[1, 16\] on the host"):
-        run(gpu, make(gpu, "all parts", buffers=False), batch("text"))
+        run(gpu, forward_of(gpu, "all parts", buffers=False), batch("text"))
 
 
 @pytest.mark.parametrize("left", ["embeddings.position_ids", "rotary_emb.inv_freq"])
 def test_one_buffer_left_on_the_host_is_seen(gpu, left):
-    forward = make(gpu, "all parts")
+    forward = forward_of(gpu, "all parts")
     [(owner, name)] = [
         (owner, name)
         for path, owner in forward.named_modules()
@@ -191,7 +135,7 @@ STRAYS: dict[str, Callable[[torch.Tensor], object]] = {
 
 def planted(gpu: FakeGpu, plant: Callable[[torch.Tensor], object]) -> PackedForward:
     """A mistake behind the first layer of the language model."""
-    forward = make(gpu, "all parts")
+    forward = forward_of(gpu, "all parts")
 
     def hook(_module: nn.Module, _args: object, output: torch.Tensor) -> None:
         plant(output)
@@ -223,7 +167,7 @@ def test_what_happens_in_the_backward_alone_is_seen(gpu):
 
 
 def test_what_happens_when_a_layer_runs_again_is_seen(gpu):
-    forward, runs = make(gpu, "every layer again"), []
+    forward, runs = forward_of(gpu, "every layer again"), []
 
     def hook(_module: nn.Module, args: tuple[torch.Tensor]) -> None:
         runs.append(torch._C._current_graph_task_id())
@@ -234,9 +178,3 @@ def test_what_happens_when_a_layer_runs_again_is_seen(gpu):
     with pytest.raises(HostWaits):
         run(gpu, forward, batch("image"))
     assert [backward == -1 for backward in runs] == [True, False]
-
-
-if __name__ == "__main__":
-    code = pytest.main([__file__, *sys.argv[1:]])
-    sys.stdout.flush()
-    os._exit(code)  # a thread of autograd's waits for the device, and would abort the process
