@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from llava_train.config.errors import DataError
-from llava_train.data.prompts import TAGS, with_tags
+from llava_train.data.prompts import TAGS, named_file, with_tags
 from llava_train.data.sample import Medium, Sample, Turn
 
 Answer = Callable[[Sample, Callable[[str], None]], str]
@@ -36,8 +36,8 @@ class Chat:
     def __init__(self, answer: Answer, system: str, images: Sequence[str] = (), videos: Sequence[str] = ()):
         self._answer, self._system = answer, system
         self._exchanges: list[Exchange] = []
-        self._waiting = [Medium("image", Path(path)) for path in images]
-        self._waiting += [Medium("video", Path(path)) for path in videos]
+        self._waiting = [Medium("image", named_file(path)) for path in images]
+        self._waiting += [Medium("video", named_file(path)) for path in videos]
 
     def say(self, line: str) -> bool:
         """Whether the conversation goes on."""
@@ -67,8 +67,11 @@ class Chat:
             len(path) > 1 and path[0] == path[-1] and path[0] in "'\""
         ):  # as terminals write a file that is dropped on them
             path = path[1:-1]
-        file = Path(path).expanduser()
-        if not path or not file.exists():
+        try:
+            file = named_file(os.path.expanduser(path))
+        except DataError as error:
+            return f"{error.detail}: write {command} PATH"
+        if not os.path.exists(file):
             return f"no file {path}: write {command} PATH"
         self._waiting.append(Medium("image" if command == "/image" else "video", file))
         return f"{len(self._waiting)} for your next question"

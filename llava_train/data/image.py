@@ -60,7 +60,8 @@ def _opened(file: MediaFile) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"{file}: is no {', '.join(FORMATS)} by its content") from error
     except Exception as error:  # whatever a decoder raises: this image cannot be read
-        raise UnreadableImage(f"{file}: {type(error).__name__}: {error}") from error
+        told = isinstance(error, OSError) and error.strerror  # of the file system, without the path once more
+        raise UnreadableImage(f"{file}: {told or f'{type(error).__name__}: {error}'}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -295,9 +295,9 @@ def _changed(index: Index, reading: Reading) -> list[Place]:
         sample = reading.sample(position, raw)
         files = [file.path if isinstance(file, PackedFile) else file for file in (*sample.images, *sample.videos)]
         if reason == MISSING:
-            is_other = all(file.exists() for file in files)
+            is_other = all(map(os.path.exists, files))
         else:
-            is_other = any(file.exists() and file.stat().st_ctime > made for file in files)
+            is_other = any(os.path.exists(file) and os.path.getctime(file) > made for file in files)
         if is_other:
             places.append(Place(position, int(index.offsets[position]), raw))
     return places

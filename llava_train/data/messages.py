@@ -88,6 +88,4 @@ def _path(part: dict[str, Any], kind: str) -> str | None:
     path = next((part[key] for key in (kind, *_PATH_KEYS) if part.get(key) is not None), None)
     if path is not None and not isinstance(path, str):
         raise BadRecord(f"the {kind} of a part is a {type(path).__name__}, not a path")
-    if path and "://" in path:
-        raise BadRecord(f"{path!r} is not on this machine: download it, and give its path")
     return path

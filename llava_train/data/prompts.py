@@ -17,6 +17,7 @@ from typing import Any
 
 from llava_train.config.errors import DataError
 from llava_train.data.formats import BadRecord, MediaRoots, record_id, to_sample
+from llava_train.data.paths import inside
 from llava_train.data.sample import Sample, Turn
 from llava_train.data.sources import open_source, record_of
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, MediumKind
@@ -85,13 +86,22 @@ def _as_training_data(record: Any) -> Any:
 
 
 def prompt_sample(text: str, images: Sequence[str], videos: Sequence[str], system: str) -> Sample:
-    """A prompt of the command line."""
+    """A prompt of the command line. Raises DataError for what is no path."""
     kinds: list[MediumKind] = ["image" for _ in images]
     kinds += ["video" for _ in videos]
     turns = [Turn("human", with_tags(text, kinds))]
     if system:
         turns.insert(0, Turn("system", system))
-    return Sample("prompt", "generate", turns, [*map(Path, images)], [*map(Path, videos)], record="prompt")
+    files = [*map(named_file, images)], [*map(named_file, videos)]
+    return Sample("prompt", "generate", turns, *files, record="prompt")
+
+
+def named_file(entry: str) -> Path:
+    """An image or video as a user names it, relative to the working directory. Raises DataError for what is no path."""
+    try:
+        return inside(Path(), entry, None)
+    except BadRecord as error:
+        raise DataError("generate", "prompt", "bad record", str(error)) from error
 
 
 def with_tags(text: str, kinds: Sequence[MediumKind]) -> str:

@@ -45,8 +45,7 @@ class VideoReader:
 
         Raises FileNotFoundError, UnreadableVideo, UnreadableImage.
         """
-        if isinstance(file, Path) and file.is_dir():
-            frames = folder_frames(file)
+        if frames := _frames_of(file):
             return len(frames), math.nan, *image_size(frames[0])
         return self._ask(file, 0)
 
@@ -56,9 +55,8 @@ class VideoReader:
 
     def frames(self, file: MediaFile, size: int) -> np.ndarray:
         """uint8 [frames, 3, size, size]. Raises as `size` does."""
-        if not isinstance(file, Path) or not file.is_dir():
+        if not (frames := _frames_of(file)):
             return self._ask(file, size)
-        frames = folder_frames(file)
         taken = self._taken(len(frames), math.nan)
         return np.stack([to_square(open_image(frames[i], self._max_pixels), size) for i in taken])
 
@@ -77,7 +75,7 @@ class VideoReader:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UnreadableVideo(f"{file}: {error}") from error
+            raise UnreadableVideo(f"{file}: {error.strerror or error}") from error
         if not self._worker or self._worker.owner != os.getpid():
             self._worker = _Worker()
         try:
@@ -149,6 +147,14 @@ def _place(file: MediaFile) -> video_worker.Place:
     if isinstance(file, PackedFile):
         return str(file.path), file.offset, file.size, file.content
     return str(file), 0, -1, None
+
+
+def _frames_of(file: MediaFile) -> list[Path]:
+    """Of a folder, never empty; of a file none. Raises UnreadableVideo."""
+    try:
+        return folder_frames(file) if isinstance(file, Path) and file.is_dir() else []
+    except OSError as error:
+        raise UnreadableVideo(f"{file}: {error.strerror}") from error
 
 
 def folder_frames(folder: Path) -> list[Path]:

@@ -85,8 +85,11 @@ def _question(record: Any, source: str, position: int, root: Path, score: Kind |
     except BadRecord as error:
         raise sample.error("bad record", str(error)) from error
     for file in (*sample.images, *sample.videos):
-        if isinstance(file, Path) and not file.exists():
-            raise sample.error("missing file", str(file))
+        if isinstance(file, Path):
+            try:
+                file.stat()
+            except OSError as error:
+                raise sample.error("missing file", f"{file}: {error.strerror}") from error
     return Question(sample, reference)
 
 

@@ -92,10 +92,11 @@ def test_reset_forgets_everything(talk):
 
 
 def test_help_and_mistakes_ask_nothing(talk):
-    model, told = talk("/help\n/image absent.png\n/image\n/imag a.png\n/quit\nHello")
+    model, told = talk(f"/help\n/image absent.png\n/image {'A' * 5000}\n/image\n/imag a.png\n/quit\nHello")
     assert model.asked == []
     assert HELP in told
     assert "(no file absent.png: write /image PATH)" in told
+    assert "(5,000 characters) is longer than any file's" in told
     assert "(no command /imag; /help lists them)" in told
     assert set(HELP.split()) >= {"/image", "/video", "/undo", "/reset", "/help", "/quit"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -142,3 +143,23 @@ def test_a_process_that_is_ended_from_outside_is_told(many, tokenizer, tmp_path,
     with pytest.raises(RunError, match="ended from outside"):
         made(many, tmp_path / "cache", 1, tokenizer)
     assert not folders(tmp_path / "cache")
+
+
+def test_a_file_that_the_system_denies_is_one_bad_record_at_every_start(tokenizer, tmp_path, monkeypatch):
+    stat = os.stat
+
+    def denied(path, *args, **options):
+        if str(path).endswith("locked/1.png"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", denied)
+    asked = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "It."}]
+    paths = ["locked/1.png", "A" * 9000]
+    (tmp_path / "a.json").write_text(json.dumps([{"image": path, "conversations": asked} for path in paths]))
+    for _ in range(2):
+        index = made(tmp_path / "a.json", tmp_path / "cache", tokenizer=tokenizer)
+        one, other = (index.refusal(position, "many") for position in range(2))
+        assert (one.reason, other.reason) == ("unreadable image", "bad record")
+        assert one.detail.endswith("locked/1.png: Permission denied")
+        assert len(other.detail) < 200

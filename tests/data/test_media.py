@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 
@@ -127,6 +128,8 @@ def test_video_with_other_frames_than_indexed_is_refused(tmp_path, videos):
         ("none.mp4", "missing file"),
         ("bad.png", "unreadable image"),
         ("bad.mp4", "unreadable video"),
+        ("a" * 300 + ".png", "unreadable image"),
+        ("a" * 300 + ".mp4", "unreadable video"),
     ],
 )
 def test_unreadable_files_are_told_by_source_and_record(tmp_path, videos, name, reason):
@@ -136,3 +139,13 @@ def test_unreadable_files_are_told_by_source_and_record(tmp_path, videos, name, 
     with pytest.raises(DataError, match=name) as error:
         MediaReader(GEOMETRY, videos, Limits(10**8)).sizes(of(**{kind: [tmp_path / name]}))
     assert (error.value.source, error.value.record, error.value.reason) == ("shapes", "3", reason)
+
+
+def test_a_folder_of_frames_that_may_not_be_read_is_one_bad_sample(tmp_path, videos, monkeypatch):
+    def denied(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    write_frames(tmp_path / "frames", 2)
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(DataError, match=r"unreadable video \(.*frames: Permission denied\)"):
+        MediaReader(GEOMETRY, videos, Limits(10**8)).sizes(of(videos=[tmp_path / "frames"]))

@@ -74,7 +74,7 @@ def test_texts_as_contents_and_paths_beside_the_parts_will_do():
         ({"messages": [say("q"), ANSWER]}, "of type None"),
         ({"messages": [say({"type": "text"}), ANSWER]}, "text with its text"),
         ({"messages": [say(text("<image> q")), ANSWER]}, "a text part holds <image>"),
-        ({"messages": [say({"type": "image", "url": "https://x/a.png"}, text("q")), ANSWER]}, "not on this machine"),
+        ({"messages": [say({"type": "image", "url": "https://x/a.png"}, text("q")), ANSWER]}, "is an URL: download it"),
         ({"messages": [say({"type": "image", "image": {"bytes": ""}}, text("q")), ANSWER]}, "is a dict, not a path"),
     ],
 )

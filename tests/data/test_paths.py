@@ -52,6 +52,32 @@ def test_path_outside_where_that_is_allowed(entry):
 
 
 @pytest.mark.parametrize("allowed", [(ROOT,), None])
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("iVBORw0KGgo" * 9000, r"path 'iVBORw0.*'\.\.\. \(99,000 characters\) is longer than any file"),
+        ("\u732b" * 86, r"path '\\u732b.*\(86 characters\) is longer than any file's"),  # 258 bytes in one name
+        ("a/" * 2046 + "1.png", r"\(4,097 characters\) is longer than any file's"),
+        ("data:image/png;base64,iVBORw0KGgo=", "is the medium itself: save it as a file"),
+        ("data:image/png;base64," + "A" * 50000, "is the medium itself: save it as a file"),
+        ("file:///data/a/1.png", "is an URL: give its path alone"),
+        ("https://host/1.png", "is an URL: download it, and give its path"),
+        ("s3://bucket/1.png", "is an URL: download it, and give its path"),
+    ],
+)
+def test_what_no_file_can_be_called_is_refused_in_short_with_the_remedy(entry, told, allowed):
+    with pytest.raises(BadRecord, match=told) as caught:
+        inside(ROOT, entry, allowed)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("allowed", [(ROOT,), None])
+@pytest.mark.parametrize("entry", ["a" * 255, "a" * 251 + "/" + "b" * 255])
+def test_long_paths_that_files_may_have_are_paths(entry, allowed):
+    assert inside(ROOT, entry, allowed) == ROOT / entry
+
+
+@pytest.mark.parametrize("allowed", [(ROOT,), None])
 @pytest.mark.parametrize("entry", ["", ".", "b/..", "a\0.png", "a\ud800.png"])
 def test_what_is_no_path_is_refused(entry, allowed):
     with pytest.raises(BadRecord, match=r"names no file|no path has"):

@@ -75,6 +75,7 @@ def test_limit_takes_the_first_of_each_source(read):
         ({"conversations": [OPTIONS, {"from": "gpt", "value": "C"}], "type": "choice"}, "none of the options, A: cat"),
         ({"conversations": [HUMAN, GPT], "type": "number"}, "'B' is no number"),
         ({"image": "none.png", "conversations": [{"from": "human", "value": "<image>?"}, GPT]}, "none.png"),
+        ({"image": "A" * 9000, "conversations": [{"from": "human", "value": "<image>?"}, GPT]}, "(9,000 characters)"),
     ],
 )
 def test_what_could_never_be_right_is_refused_beside_the_others(read, record, told):

@@ -18,6 +18,7 @@ from llava_train.config.kinds import UNPACK
 from llava_train.config.pictures import HEAD, is_image
 from llava_train.config.plain import DESCRIBE, BadRecord
 from llava_train.data.messages import from_messages
+from llava_train.data.paths import in_short
 from llava_train.data.sources.raw import Raw, Reader, made
 
 KINDS = ("image", "video")
@@ -121,7 +122,7 @@ def _named(kind: str, entries: Any, members: Members, present: list[tarfile.TarI
         return [member for member in found if member]
     if entries and (any(found) or len(entries) != len(present)):
         missing = next(entry for entry, member in zip(entries, found, strict=True) if not member)
-        raise BadRecord(f"{kind} {missing} is no member; found: {', '.join(map(_base, members.values()))}")
+        raise BadRecord(f"{kind} {in_short(missing)} is no member; found: {', '.join(map(_base, members.values()))}")
     return present
 
 

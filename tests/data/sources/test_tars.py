@@ -111,14 +111,14 @@ def test_typed_parts_name_members(tar):
 
 PLACE = {"path": "/etc/passwd", "offset": 0, "size": 9, "name": "x"}
 REFUSED = {
-    "path": ([("1.json", entry(image="/etc/passwd"))], "image /etc/passwd is no member; found: 1.json"),
+    "path": ([("1.json", entry(image="/etc/passwd"))], "image '/etc/passwd' is no member; found: 1.json"),
     "one of two": (
         [("1.png", b""), ("1.json", entry(image=["1.png", "2.png"]))],
-        "image 2.png is no member; found: 1.png, 1.json",
+        "image '2.png' is no member; found: 1.png, 1.json",
     ),
     "one of as many": (
         [("1.png", b""), ("1.jpg", b""), ("1.json", entry(image=["1.png", "2.png"]))],
-        "image 2.png is no member; found: 1.png, 1.jpg, 1.json",
+        "image '2.png' is no member; found: 1.png, 1.jpg, 1.json",
     ),
     "object": ([("1.json", entry(image=[PLACE]))], "'image' is neither a path nor a list of paths"),
     "twice": ([("1.png", b""), ("1.PNG", b""), ("1.json", entry())], "has two members .png"),
