@@ -17,6 +17,11 @@ class Fault:
         return f"{self.key}: {self.problem}\n    -> {self.remedy}"
 
 
+def cut_short(text: str, most: int) -> str:
+    """A text as messages repeat it, the first `most` characters of a long one."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
 class ConfigError(ValueError):
     """All faults of one configuration, raised together."""
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llava_train.config.errors import cut_short
 from llava_train.config.kinds import JSON_SUFFIXES, RECORD_SUFFIXES
 from llava_train.config.labels import meant_folders, wrong_labels
 from llava_train.config.options import answer_of, option_columns, read_choices, with_options
@@ -42,6 +43,7 @@ COLUMNS = {  # names of a column, however they are cased; of several ids the fir
     "id": ("id", "question_id", "sample_id"),
     **{name: (name,) for name in ("weight", "loss", "train", "training")},
 }
+SHOWN = 500  # characters of a header that a message repeats
 DESCRIBE, NAME_IT = "Describe the {}.", "What is shown?"  # asked where a table or a folder has no questions
 NOT_LEARNED = ("0", "0.0", "false", "no")  # in a column weight, loss, train or training
 NAMED = 5  # files and folders that a message names
@@ -154,6 +156,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             text = file.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 (byte {error.start}); save it again as CSV UTF-8") from error
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of the process: a cell may be a whole image
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
     line = 1
     try:
@@ -170,7 +173,7 @@ def _delimiter(path: Path, text: str) -> str:
     if path.suffix.lower() == ".tsv":
         return "\t"
     known = {name for names in COLUMNS.values() for name in names}
-    header = text.lstrip().partition("\n")[0].strip()
+    header = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0].strip()
 
     def fit(delimiter: str) -> tuple[int, int]:
         cells = next(csv.reader([header], delimiter=delimiter), [])
@@ -193,7 +196,7 @@ def _columns(header: list[str]) -> dict[str, int]:
     Raises ValueError where one is missing or stands twice, or several are for one thing.
     """
     names = [_plain(cell) for cell in header]
-    found = f"found: {', '.join(header) or 'no header'}"
+    found = f"found: {cut_short(', '.join(header), SHOWN) or 'no header'}"
     if twice := [header[i] for i, name in enumerate(names) if name and name in names[:i]]:
         raise ValueError(f"line 1: column {twice[0]} stands twice; {found}")
     columns = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from llava_train.config.plain import BadRecord
 
 _DRIVE = re.compile(r"[A-Za-z]:/|//")
+_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{64,}={0,2}")  # PNG, JPEG, GIF, WebP
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 NAME_BYTES, PATH_BYTES = 255, 4095  # the most that file systems of Linux hold in one name, and in a path
 SHOWN = 60  # characters of an entry that a message repeats
@@ -29,7 +30,7 @@ def inside(root: Path, entry: str, allowed: Sequence[Path] | None) -> Path:
     path = entry.replace("\\", "/")
     if os.path.normpath(path or ".") == ".":
         raise BadRecord(f"path {told} names no file")
-    if entry.startswith("data:"):
+    if entry.startswith("data:") or _BASE64.fullmatch(entry):
         raise BadRecord(f"{told} is the medium itself: save it as a file and give its path, or its bytes in Parquet")
     if url := _URL.match(entry):
         remedy = "give its path alone" if url[1].lower() == "file" else "download it, and give its path"

@@ -55,10 +55,12 @@ def test_path_outside_where_that_is_allowed(entry):
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
-        ("iVBORw0KGgo" * 9000, r"path 'iVBORw0.*'\.\.\. \(99,000 characters\) is longer than any file"),
+        ("VBORw0KGgoi" * 9000, r"path 'VBORw0.*'\.\.\. \(99,000 characters\) is longer than any file"),
         ("\u732b" * 86, r"path '\\u732b.*\(86 characters\) is longer than any file's"),  # 258 bytes in one name
         ("a/" * 2046 + "1.png", r"\(4,097 characters\) is longer than any file's"),
         ("data:image/png;base64,iVBORw0KGgo=", "is the medium itself: save it as a file"),
+        ("iVBORw0KGgo" + "AAAA/w9+" * 20 + "==", "is the medium itself: save it as a file"),
+        ("/9j/" + "AAAA/w9+" * 9000, "is the medium itself: save it as a file"),
         ("data:image/png;base64," + "A" * 50000, "is the medium itself: save it as a file"),
         ("file:///data/a/1.png", "is an URL: give its path alone"),
         ("https://host/1.png", "is an URL: download it, and give its path"),
