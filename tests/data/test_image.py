@@ -98,11 +98,13 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
     return file.getvalue()
 
 
-def png(width: int, height: int, depth: int, colour: int, content: bytes) -> bytes:
-    """A PNG of any kind; `content`: its rows, each with a leading 0."""
+def png(width: int, height: int, depth: int, colour: int, content: bytes, *, before=(), behind=()) -> bytes:
+    """A PNG of any kind; `content`: its rows, each with a leading 0; more chunks before and behind these."""
     parts = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
+        *before,
         (b"IDAT", zlib.compress(content)),
+        *behind,
     ]
     chunks = [
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -143,6 +145,29 @@ def test_images_become_rgb_as_pillow_converts_them(placed, image, format, option
     assert np.array_equal(
         np.asarray(open_image(file, LIMIT)), np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     )
+
+
+LARGE = zlib.compress(bytes(3 * 2**20))
+TEXTS = {
+    "text": (b"zTXt", b"Comment\0\0" + LARGE),
+    "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LARGE),
+    "profile": (b"iCCP", b"profile\0\0" + LARGE),
+    "plain text": (b"tEXt", b"Comment\0" + b"a" * (65 * 2**20)),
+}
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_large_texts_and_profiles_of_a_png_are_passed_over(text, where):
+    pixels = np.asarray(NOISE)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    content = png(40, 20, 8, 2, rows, **{where: [TEXTS[text]]})
+    file = PackedFile(Path(), 0, len(content), "a.png", content)
+    assert image_size(file) == (20, 40)
+    assert np.array_equal(np.asarray(open_image(file, LIMIT)), pixels)
+    cut = file._replace(content=content[: content.index(b"IDAT") + 40])
+    with pytest.raises(UnreadableImage, match=r"a\.png.*truncated"):
+        open_image(cut, LIMIT)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP"])
