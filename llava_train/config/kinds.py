@@ -84,7 +84,9 @@ def _packed(folder: Path) -> str:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
+    """Not those that img2dataset writes beside each tar, with the metadata that lie in it as well."""
+    files = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
+    return [file for file in files if not file.with_name(f"{file.stem}_stats.json").exists()]
 
 
 def _parquet_shards(path: Path, split: str) -> list[Path]:

@@ -1,7 +1,8 @@
 """WebDataset: a tar file, or a folder of them. Images and videos are read in place, by the offsets of their members.
 
 Members that follow each other with one key (their name up to the first dot behind its folders) are a record: `.json`
-holds it, or `.txt` a caption; the others are its media, by their suffix, images also by their content.
+holds it, or `.txt` a caption, beside which `.json` may hold metadata; the others are its media, by their suffix, images
+also by their content.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from llava_train.data.sources.raw import Raw, Reader, made
 
 KINDS = ("image", "video")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
+ASKED = ("conversations", "messages", "prompt")  # keys of a JSON that is a record, and no metadata of a medium
+CAPTIONS = ("caption", "text")
+OF_MEDIA = ("id", "image", "video", "width", "height")  # what is taken of metadata
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
 Members = dict[str, tarfile.TarInfo]  # of a record by suffix, without the first dot, in lower case
 
@@ -85,25 +89,47 @@ def _by_suffix(group: Iterator[tarfile.TarInfo]) -> Members:
 
 def _record(key: str, members: Members, file: BinaryIO) -> Raw:
     """Raises BadRecord."""
-    record: dict[str, Any] = {"id": key}
     present = _present(members, file)
-    if "json" in members:
-        try:
-            content = json.loads(_read(members["json"], file))
-        except (ValueError, RecursionError) as error:
-            raise BadRecord(f"no JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise BadRecord(f"is a {type(content).__name__}, not a mapping")
-        record |= from_messages(content, {kind: [member.name for member in found] for kind, found in present.items()})
-    elif "txt" not in members:
-        raise BadRecord(f"has no member .json or .txt; found: {', '.join(members)}")
+    content = _json(members["json"], file) if "json" in members else {}
+    is_asked = any(content.get(name) is not None for name in ASKED)
+    if is_asked:
+        beside = {kind: [member.name for member in found] for kind, found in present.items()}
+        record = {"id": key} | from_messages(content, beside)
+    else:
+        record = {"id": key} | {name: content[name] for name in OF_MEDIA if name in content}
     media = {kind: _named(kind, record.get(kind), members, present[kind]) for kind in KINDS}
-    if "json" not in members:
-        record["conversations"] = _captioned({kind: len(found) for kind, found in media.items()}, members["txt"], file)
+    if not is_asked:
+        caption = _caption(content, members, file)
+        record["conversations"] = _captioned({kind: len(found) for kind, found in media.items()}, *caption)
     path = os.path.abspath(file.name)
     for kind, found in media.items():
         record[kind] = [{"path": path, "offset": m.offset_data, "size": m.size, "name": m.name} for m in found]
     return made(record)
+
+
+def _json(member: tarfile.TarInfo, file: BinaryIO) -> dict[str, Any]:
+    try:
+        content = json.loads(_read(member, file))
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BadRecord(f"is a {type(content).__name__}, not a mapping")
+    return content
+
+
+def _caption(content: dict[str, Any], members: Members, file: BinaryIO) -> tuple[str, str]:
+    """(text, where it stands): the member .txt, else a text of the JSON."""
+    if caption := members.get("txt"):
+        try:
+            return _read(caption, file), caption.name
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"{caption.name} is not UTF-8") from error
+    if name := next((name for name in CAPTIONS if isinstance(content.get(name), str)), None):
+        return content[name], f"{name} of {members['json'].name}"
+    found = ", ".join(members)
+    if "json" in members:
+        raise BadRecord(f"its .json holds neither conversations nor a caption, and there is no .txt; found: {found}")
+    raise BadRecord(f"has no member .json or .txt; found: {found}")
 
 
 def _read(member: tarfile.TarInfo, file: BinaryIO) -> str:
@@ -138,13 +164,10 @@ def _present(members: Members, file: BinaryIO) -> dict[str, list[tarfile.TarInfo
     return present
 
 
-def _captioned(counts: dict[str, int], caption: tarfile.TarInfo, file: BinaryIO) -> list[dict[str, str]]:
-    try:
-        text = _read(caption, file).strip()
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"{caption.name} is not UTF-8") from error
+def _captioned(counts: dict[str, int], text: str, name: str) -> list[dict[str, str]]:
+    text = text.strip()
     if not text or not any(counts.values()):
-        raise BadRecord(f"{caption.name} is empty" if not text else f"has no image or video beside {caption.name}")
+        raise BadRecord(f"{name} is empty" if not text else f"has no image or video beside {name}")
     tags = "".join(f"<{kind}>\n" * count for kind, count in counts.items())
     question = tags + DESCRIBE.format("image" if counts["image"] else "video")
     return [{"from": "human", "value": question}, {"from": "gpt", "value": text}]

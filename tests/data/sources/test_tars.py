@@ -101,6 +101,39 @@ def test_images_are_members_by_their_content_as_well(tar):
     assert media(captioned) == [jpeg]
 
 
+CAPTION = [{"from": "human", "value": "<image>\nDescribe the image."}, {"from": "gpt", "value": "a red disc"}]
+METADATA = {"url": "https://e.org/a.jpg", "key": "0", "status": "success", "width": 8, "height": 6, "type": "photo"}
+CAPTIONED = {
+    "img2dataset": (METADATA | {"caption": "other"}, [("0.txt", b"a red disc")]),
+    "caption in the JSON": (METADATA | {"caption": " a red disc"}, []),
+    "text in the JSON": ({"text": "a red disc", "caption": None, "width": 8, "height": 6}, []),
+    "no conversations": ({"conversations": None, "width": 8, "height": 6}, [("0.txt", b"a red disc")]),
+}
+
+
+@pytest.mark.parametrize(("metadata", "more"), CAPTIONED.values(), ids=CAPTIONED)
+def test_metadata_beside_a_caption_make_a_record(tar, metadata, more):
+    (made,) = read(tar(("0.jpg", b"p"), *more, ("0.json", json.dumps(metadata).encode())))
+    assert (made.pop("conversations"), media(made)) == (CAPTION, [b"p"])
+    assert made | {"image": [], "video": []} == {"id": "0", "width": 8, "height": 6, "image": [], "video": []}
+
+
+def test_a_folder_of_img2dataset_is_its_tars(tar, tmp_path):
+    for shard in ("00000", "00001"):
+        tar((f"{shard}0.jpg", b"p"), (f"{shard}0.txt", b"a red disc"), name=f"{shard}.tar")
+        (tmp_path / f"{shard}.parquet").write_bytes(b"metadata")
+        (tmp_path / f"{shard}_stats.json").write_text("{}")
+    assert [record["id"] for record in read(tmp_path)] == ["000000", "000010"]
+    (tmp_path / "other.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds other\.parquet and 00000\.tar: keep one format"):
+        read(tmp_path)
+
+
+def test_a_prompt_needs_no_caption(tar):
+    (made,) = read(tar(("0.jpg", b"p"), ("0.json", b'{"prompt": "What?"}')))
+    assert (made["prompt"], media(made)) == ("What?", [b"p"])
+
+
 def test_typed_parts_name_members(tar):
     parts = [{"type": "image", "image": "x/1.b.png"}, {"type": "text", "text": "q"}]
     record = json.dumps({"messages": [{"role": "user", "content": parts}]}).encode()
@@ -125,6 +158,11 @@ REFUSED = {
     "nothing said": ([("1.png", b"")], "has no member .json or .txt; found: png"),
     "no JSON": ([("1.json", b"{")], "no JSON: "),
     "no UTF-8": ([("1.json", b'"\xff"')], "no JSON: "),
+    "metadata alone": (
+        [("1.png", b""), ("1.json", json.dumps(METADATA).encode())],
+        "its .json holds neither conversations nor a caption, and there is no .txt; found: png, json",
+    ),
+    "empty caption in the JSON": ([("1.png", b""), ("1.json", b'{"caption": ""}')], "caption of 1.json is empty"),
     "a list": ([("1.json", b"[]")], "is a list, not a mapping"),
     "empty caption": ([("1.png", b""), ("1.txt", b" ")], "1.txt is empty"),
     "caption of nothing": ([("1.txt", b"x")], "has no image or video beside 1.txt"),
