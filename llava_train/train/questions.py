@@ -26,8 +26,8 @@ from llava_train.train.scoring import (
     Kind,
     Reference,
     infer_kind,
-    read_letter,
     read_number,
+    read_option,
     read_options,
 )
 
@@ -78,8 +78,9 @@ def _question(record: Any, source: str, position: int, root: Path, score: Kind |
             [(usual, _)] = Counter(answers).most_common(1)
             sample = replace(sample, turns=[*sample.turns, Turn("gpt", usual)])
         given, last = bool(answers), sample.turns[-1].text
+        kind = _kind(record, score) or ("choice" if choices else None)
         choices = choices or read_options(sample.turns[-2].text)
-        kind = _kind(record, score) or infer_kind(given, choices, answers[0] if given else last)
+        kind = kind or infer_kind(given, choices, answers[0] if given else last)
         reference = Reference(kind, answers or [last], choices if kind == "choice" else {})
         _refuse_unreadable(reference)
     except BadRecord as error:
@@ -123,8 +124,9 @@ def _kind(record: dict[str, Any], score: Kind | Literal["auto"]) -> Kind | None:
 def _refuse_unreadable(reference: Reference) -> None:
     """Nothing could be right for a reference that is itself no choice, or no number."""
     for answer in reference.answers:
-        if reference.kind == "choice" and not read_letter(answer, reference.choices):
+        if reference.kind == "choice" and not read_option(answer, reference.choices):
             options = ", ".join(f"{letter}: {text}" for letter, text in reference.choices.items()) or "A to Z"
-            raise BadRecord(f"reference {answer!r} is none of the options, {options}")
+            remedy = "give its text, its letter, or its index from 0 on; `type` may name another way to score"
+            raise BadRecord(f"reference {answer!r} is none of the options, {options}: {remedy}")
         if reference.kind == "number" and read_number(answer) is None:
             raise BadRecord(f"reference {answer!r} is no number")

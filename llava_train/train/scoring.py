@@ -27,6 +27,8 @@ _FIRST = re.compile(r"[\s*\[\"']*(?:\(([A-Za-z])\)|([A-Z])[*\"']*[).:])")
 _STATED = re.compile(r"(?i:\b(?:answer|choice|option)(?:\s+is|\s*:|\s*=|))[\s:*(\"']*([A-Z])(?![A-Za-z'])")
 _BRACKETED = re.compile(r"\(([A-Za-z])\)|\*\*([A-Z])\*\*")
 _STANDING = re.compile(r"(?<![A-Za-z'])([B-HJ-Z])(?![A-Za-z'])")  # A and I are words
+_NUMERAL = re.compile(r"\s*[-+\u2212]?[\d.,]+\s*%?\s*")
+_INDEX = re.compile(r"\d{1,2}(?:\.0)?")  # tables with empty cells store whole numbers as 1.0
 _NUMBER = re.compile(
     r"(?<![\w.])([-+\u2212]?)\s?[$€£¥]?\s?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)([eE][-+]?\d+)?(?![.,]?\d)"
 )
@@ -55,10 +57,10 @@ def score(predicted: str, reference: Reference, tolerance: float) -> float:
     if reference.kind == "any_of":
         return vqa_accuracy(predicted, reference.answers)
     if reference.kind == "choice":
-        letter = read_letter(predicted, reference.choices)
-        return float(
-            bool(letter) and letter in {read_letter(answer, reference.choices) for answer in reference.answers}
-        )
+        answers, choices = reference.answers, reference.choices
+        by_index = any(read_index(answer, choices) for answer in answers)  # as who learned from these answers, too
+        letter = read_option(predicted, choices) if by_index else read_letter(predicted, choices)
+        return float(bool(letter) and letter in {read_option(answer, choices) for answer in answers})
     if reference.kind == "number":
         found, wanted = read_number(predicted), [read_number(answer) for answer in reference.answers]
         share = Decimal(str(tolerance))
@@ -105,6 +107,20 @@ def read_letter(text: str, choices: Mapping[str, str]) -> str:
     if named := _named(text, texts):
         return _only(named)
     return _only(_in(valid, letter) for letter in _STANDING.findall(text))
+
+
+def read_option(reference: str, choices: Mapping[str, str]) -> str:
+    """The letter that a reference means: as answers are read, or an index. "" where it is none of the options."""
+    return read_letter(reference, choices) or read_index(reference, choices)
+
+
+def read_index(text: str, choices: Mapping[str, str]) -> str:
+    """The letter of the option with that number, from 0 on as data sets store it; "" where there is none, and where
+    options are numbers themselves. Worked case with A: cat, B: dog: `1` -> B, `2` -> "", `A` -> ""."""
+    if not _INDEX.fullmatch(text.strip()) or any(map(_NUMERAL.fullmatch, choices.values())):
+        return ""
+    letters, index = sorted(choices), int(float(text))
+    return letters[index] if index < len(letters) else ""
 
 
 def read_number(text: str) -> Decimal | None:

@@ -48,6 +48,14 @@ def test_any_of_few_spellings_needs_one():
     assert vqa_accuracy("ny", ["NY", "NY", "NYC", "York"]) == pytest.approx((2 * 1 / 3 + 2 * 2 / 3) / 4)
 
 
+def test_an_index_is_the_option_of_that_number_from_0():
+    index, letter = Reference("choice", ["1"], PETS), Reference("choice", ["B"], PETS)
+    assert [score(said, index, 0.05) for said in ("1", "B", "dog", "1.0", "2", "C", "3")] == [1, 1, 1, 1, 0, 0, 0]
+    assert [score(said, letter, 0.05) for said in ("1", "B")] == [0, 1]
+    numbers = Reference("choice", ["2"], {"A": "2", "B": "3", "C": "1"})  # no index where options are numbers
+    assert [score(said, numbers, 0.05) for said in ("2", "A", "1", "0", "C")] == [1, 1, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
