@@ -102,12 +102,12 @@ class AnswerFile:
         if whole < len(text):
             self._file.truncate(whole)
         digests = {}
-        for i, line in enumerate(text[:whole].decode(errors="replace").splitlines(), 1):
+        for i, line in enumerate(text[:whole].splitlines(), 1):
             try:
                 content = json.loads(line)
                 digests[str(content["id"])] = str(content["asked"])
             except (ValueError, KeyError, TypeError) as error:
-                detail = f"{line[:80]}; remove it, or set another out="
+                detail = f"{line[:80].decode(errors='replace')}; remove it, or set another out="
                 raise DataError(self._path.name, f"line {i}", "no answer of ours", detail) from error
         return digests
 

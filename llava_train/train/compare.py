@@ -15,6 +15,7 @@ from rich.table import Table
 
 from llava_train.config.compare_rules import PREDICTIONS
 from llava_train.train.figures import told
+from llava_train.train.folders import whole_lines
 from llava_train.train.scoring import Mean, bootstrap, mean_score
 
 SEED = 0  # of the intervals
@@ -35,8 +36,7 @@ class Change:
 
 def read_scores(folder: Path) -> Scores:
     scores: Scores = {}
-    for line in (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines():
-        said = json.loads(line)
+    for said in map(json.loads, whole_lines(folder / PREDICTIONS)):
         scores.setdefault(said["source"], []).append(((said["record"], said["question"]), said["score"]))
     return scores
 

@@ -25,6 +25,7 @@ from llava_train.train.checkpoint import write_whole
 from llava_train.train.distributed import Ranks
 from llava_train.train.evaluate import Prediction, dealt, prediction
 from llava_train.train.figures import Row, Said, rows, table
+from llava_train.train.folders import whole_lines
 from llava_train.train.metrics import console
 from llava_train.train.page import Page
 from llava_train.train.progress import tracked
@@ -91,9 +92,9 @@ def open_folder(folder: Path, asked: dict[str, Any]) -> dict[int, Said]:
         began = f"; {folder} was begun with "
         raise ConfigError([Fault(k, shown(asked[k]) + began + shown(before.get(k)), remedy) for k in changed])
     write_whole(noted, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
-    lines = answers.read_text(encoding="utf-8").splitlines(keepends=True) if answers.is_file() else []
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may have been cut off
-    write_whole(answers, "".join(lines[: len(whole)]))
+    lines = whole_lines(answers)  # the last may have been cut off
+    write_whole(answers, b"".join(lines).decode())
+    whole = map(json.loads, lines)
     return {line["question"]: Said(line["predicted"], _number(line["loss"]), line["tokens"]) for line in whole}
 
 

@@ -33,6 +33,11 @@ def whole_checkpoints(stage_dir: Path) -> list[Path]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines that a stage has logged; one that is being written is left out."""
-    path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in whole_lines(folder / METRICS)]
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Of a JSONL file, those that end; none where it is absent. Of bytes: a text of JSON may hold U+2028 and others by
+    which `str.splitlines` ends a line."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith(b"\n")]

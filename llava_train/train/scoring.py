@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -44,8 +45,8 @@ class Reference:
 
 
 def normalise(text: str) -> str:
-    """Answers are compared without case, surrounding space and a final full stop."""
-    return text.strip().lower().removesuffix(".").strip()
+    """Answers are compared without case, surrounding space and a final full stop, and composed (NFC)."""
+    return unicodedata.normalize("NFC", text.strip().lower().removesuffix(".").strip())
 
 
 def score(predicted: str, reference: Reference, tolerance: float) -> float:

@@ -61,7 +61,7 @@ def words(root: Path, *more: str) -> list[str]:
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def test_every_question_is_scored_in_order(place):
@@ -110,9 +110,13 @@ def test_what_was_answered_is_not_asked_again_and_the_rest_is(place, tmp_path, m
     (out / "answers.jsonl").write_text("".join([*answers[:7], answers[7][:9]]))  # cut off within a line
     assert main(["evaluate", *words(place), f"out={out}"]) == 0
     assert (out / "predictions.jsonl").read_text() == (place / "done/predictions.jsonl").read_text()
+    first, *rest = lines(out / "answers.jsonl")
+    first["predicted"] = said = "a\u2028b\u0085c"
+    (out / "answers.jsonl").write_text("".join(json.dumps(s, ensure_ascii=False) + "\n" for s in (first, *rest)))
     monkeypatch.setattr("llava_train.train.evaluation.Answerer", None)  # nothing is left to ask
     assert main(["evaluate", *words(place), f"out={out}", "score=exact", "shown=3"]) == 0
     assert {found["type"] for found in lines(out / "predictions.jsonl")} == {"exact"}
+    assert lines(out / "predictions.jsonl")[0]["predicted"] == said
     page = (out / "index.html").read_text()
     assert page.count("<article") == 3
     assert "the 3 lowest of 10 questions" in page

@@ -30,6 +30,14 @@ def answer(path, asked, skip=True, ask=ask, settings=SETTINGS):
         return file.answer(file.missing(asked), ask, skip)
 
 
+def test_answers_of_any_characters_are_continued(tmp_path):
+    path, ends = tmp_path / "out.jsonl", "a\u2028b\u2029c\u0085d\x0be\x1cf"
+    asked = [Prompt(f"{i} {ends}", prompt.asked) for i, prompt in enumerate(prompts(2))]
+    answer(path, asked, ask=lambda samples: (ends for _ in samples))
+    assert "0 answered, 2 were there" in answer(path, asked, ask=lambda samples: iter(()))
+    assert [json.loads(line)["answer"] for line in path.read_bytes().split(b"\n")[:-1]] == [ends] * 2
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

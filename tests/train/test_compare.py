@@ -67,3 +67,9 @@ def test_folders_without_an_evaluation_are_named_together(tmp_path, capsys):
     assert told.count("evaluate") == 2
     assert main(["compare", f"before={tmp_path}"]) == 2
     assert "after" in capsys.readouterr().err
+
+
+def test_questions_may_hold_any_characters(tmp_path):
+    said = {"source": "s", "record": "1", "question": "a\u2028b\u2029c\u0085d", "score": 1.0}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(said, ensure_ascii=False) + "\n")
+    assert read_scores(tmp_path) == {"s": [(("1", said["question"]), 1.0)]}

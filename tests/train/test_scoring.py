@@ -26,6 +26,13 @@ def test_exact_ignores_case_space_and_a_full_stop(said, right):
     assert score(said, Reference("exact", ["blue", "RED"]), 0.05) == right
 
 
+@pytest.mark.parametrize("kind", ["exact", "any_of", "choice"])
+def test_texts_are_compared_in_one_form_of_unicode(kind):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for said, answer in ((composed, apart), (apart, composed), (f"the {composed}", f"the {apart}")):
+        assert score(said, Reference(kind, [answer], {"A": answer, "B": "cafe"} if kind == "choice" else {}), 0.05) == 1
+
+
 @pytest.mark.parametrize(
     ("agreeing", "accuracy"),
     [
