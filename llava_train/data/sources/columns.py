@@ -1,8 +1,9 @@
 """Rows of Arrow tables as records: what Parquet files and folders of `datasets` have in common.
 
 Columns: `conversations` or `messages`; `image`, `images`, `video`, `videos`, each cell nothing, a path, bytes, a struct
-{bytes, path}, or a list of them; and those of `TEXTS`. Other columns are passed over, but for those that may hold media
-under another name: of these a record says so, so that one that has lost its own is refused.
+{bytes, path}, or a list of them; and those of `TEXTS`, of any type: what JSON has no form for becomes text. Others are
+passed over, but for those that may hold media under another name: of these a record says so, so that one that has lost
+its own is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow as pa
 from llava_train.config.plain import BadRecord, columns_passed_over
 from llava_train.data.fields import RECORD_KEYS
 from llava_train.data.lost import names_media
+from llava_train.data.sample import PackedFile
 from llava_train.data.sources.raw import Raw, made
 
 TURNS = ("conversations", "messages")
@@ -56,11 +58,35 @@ def _may_hold_media(field: pa.Field) -> bool:
 
 def records(batch: pa.RecordBatch, first: int, locate: Locate = lambda *_: None) -> Iterator[Raw]:
     """One per row. `first`: number of the first row, for names. Media go as blobs where `locate` finds no place."""
-    columns = {name: _values(batch.column(name), locate) for name in chosen_columns(batch.schema)}
+    columns = {
+        name: _texts(batch.column(name)) if name in TEXTS else _values(batch.column(name), locate)
+        for name in chosen_columns(batch.schema)
+    }
     kinds = {MEDIA[name] for name in columns if name in MEDIA}
     for i in range(batch.num_rows):
         row = {name: values[i] for name, values in columns.items() if values[i] is not None}
         yield _record(row, f"row {first + i}", kinds)
+
+
+def _texts(array: pa.Array) -> list:
+    """As values of JSON; what it has no form for as text."""
+    if pa.types.is_temporal(array.type) and not pa.types.is_duration(array.type):
+        array = array.cast(pa.string())  # Python's own have no nanoseconds
+    return [_as_json(value) for value in array.to_pylist()]
+
+
+def _as_json(value: Any) -> Any:
+    """Bytes as the text that they are, else in hexadecimal digits."""
+    if isinstance(value, list):
+        return [_as_json(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _as_json(entry) for key, entry in value.items()}
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _values(array: pa.Array, locate: Locate) -> list:
@@ -128,12 +154,24 @@ def _without_nulls(turns: Any, media: dict[str, list]) -> Any:
     """A struct has all keys in all rows. Media that typed parts hold themselves are moved to `media`."""
     if isinstance(turns, list):
         return [_without_nulls(turn, media) for turn in turns]
+    if isinstance(turns, bytes | Place):
+        return _decoded(turns)
     if not isinstance(turns, dict):
         return turns
     for kind in media:
         if isinstance(turns.get(kind), dict | bytes | Place):
             media[kind].append(turns.pop(kind))
     return {key: _without_nulls(value, media) for key, value in turns.items() if value is not None}
+
+
+def _decoded(text: bytes | Place) -> str:
+    """Of a column of texts that is stored as bytes."""
+    if isinstance(text, Place):
+        text = PackedFile(*text, "text").read()
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"a text is not UTF-8 (byte {error.start})") from error
 
 
 def _medium(value: Any, name: str, blobs: list[bytes]) -> str | dict[str, Any] | None:

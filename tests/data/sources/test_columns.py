@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import uuid
+from datetime import date, timedelta
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +15,7 @@ from in_every_format import CELL, NUMBERS, TURNS, write_parquet, write_saved
 
 from llava_train.config.errors import DataError
 from llava_train.config.plain import BadRecord
+from llava_train.data.formats import record_id
 from llava_train.data.sample import PackedFile
 from llava_train.data.sources import columns, open_source, record_of
 
@@ -128,6 +132,46 @@ def test_columns_that_may_hold_media_say_so_without_their_bytes(tmp_path):
     first, second = map(record_of, open_source(path, "s"))
     assert first == {"pil": {"bytes": {"bytes": 6}, "path": "a.png"}, "conversations": ASKED}
     assert second == {"img_file": "a.png", "conversations": ASKED}
+
+
+UUID = uuid.UUID("12345678123456781234567812345678")
+IDS = {
+    "int64": (pa.int64(), 7, "7"),
+    "float": (pa.float64(), 7.5, "7.5"),
+    "bool": (pa.bool_(), True, "True"),
+    "decimal": (pa.decimal128(9, 2), Decimal("7.50"), "7.50"),
+    "bytes": (pa.binary(), b"caf\xc3\xa9", "caf\u00e9"),
+    "other bytes": (pa.large_binary(), b"\xff\x00", "ff00"),
+    "bytes of a UUID": (pa.binary(16), UUID.bytes.replace(b"\x12", b"\xf2"), "f2345678f2345678f2345678f2345678"),
+    "UUID": (pa.uuid(), UUID.bytes, str(UUID)),
+    "nanoseconds": (pa.timestamp("ns"), 1, "1970-01-01 00:00:00.000000001"),
+    "date": (pa.date32(), date(2024, 2, 1), "2024-02-01"),
+    "duration": (pa.duration("s"), timedelta(seconds=3), "0:00:03"),
+    "categories": (pa.dictionary(pa.int8(), pa.string()), "x", "x"),
+    "list": (pa.list_(pa.binary()), [b"x", b"y"], "['x', 'y']"),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(("type_", "identity", "text"), IDS.values(), ids=IDS)
+def test_an_id_of_any_type_is_its_text(tmp_path, type_, identity, text, kind):
+    values = pa.array([identity, None], type_)
+    made = pa.table({"id": values, "answers": values, "conversations": pa.array([ASKED] * 2, TURNS)})
+    first, second = map(record_of, open_source(write(tmp_path, made, kind), "s"))
+    assert record_id(first, 0) == text
+    assert record_id(second, 1) == "1"
+    assert str(first["answers"]) == text
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_texts_may_be_stored_as_bytes(tmp_path, kind):
+    turns = pa.list_(pa.struct({"from": pa.string(), "value": pa.binary()}))
+    said = [
+        [{"from": "human", "value": "qu\u00e9".encode()}, {"from": "gpt", "value": value}] for value in (b"a", b"\xff")
+    ]
+    good, bad = map(record_of, open_source(write(tmp_path, table(conversations=(turns, said)), kind), "s"))
+    assert [turn["value"] for turn in good["conversations"]] == ["qu\u00e9", "a"]
+    assert str(bad) == "row 1: a text is not UTF-8 (byte 0)"
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
