@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import select
+import signal
 import sys
 
 from llava_train.config.assets import headline, shipped_recipes
@@ -62,6 +64,28 @@ sizes: model=onevision_0_5b | onevision_7b | onevision_72b. What each key means:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns its exit code, 2 for what the user can mend."""
+    try:
+        code = _told(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        left = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_unread(stream.fileno())]
+        if not left:
+            raise
+        for descriptor in left:  # for what Python writes at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        return 128 + signal.SIGPIPE
+
+
+def _is_unread(descriptor: int) -> bool:
+    """Whether it is a pipe whose reader has gone, as `| head` does when it has seen enough."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return bool(poll.poll(0))
+
+
+def _told(argv: list[str] | None) -> int:
+    """`main`, with what a user can mend as a message."""
     try:
         return _run(take_local_rank(sys.argv[1:] if argv is None else argv, os.environ))
     except ConfigError as error:

@@ -76,7 +76,7 @@ def _sources(config: Config) -> dict[str, dict[str, SourceConfig]]:
             if problem:
                 faults.append(Fault(key, f"source {name}: {problem}", remedy))
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError(list(dict.fromkeys(faults)))
     return sources
 
 

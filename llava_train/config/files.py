@@ -11,6 +11,7 @@ from pathlib import Path
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.kinds import kind_of, shards, split_of
 from llava_train.config.mixture import UNRELEASED, SourceConfig, file_sources, stage_sources
+from llava_train.config.names import other_form
 from llava_train.config.plain import read_plain
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import Config, StageConfig
@@ -47,7 +48,7 @@ def check_files(
         except AttributeError:
             if complete:
                 raise
-    return records, faults
+    return records, list(dict.fromkeys(faults))  # what all stages read is wrong once
 
 
 def task_faults(config: Config) -> list[Fault]:
@@ -56,7 +57,7 @@ def task_faults(config: Config) -> list[Fault]:
     for name, task in config.evaluation.tasks.items():
         if not (path := split_of(Path(config.data.root, task.file))[0]).is_file():
             remedy = f"put it there, set data.root, or leave it out: ~evaluation.tasks.{name}"
-            faults.append(Fault(f"evaluation.tasks.{name}.file", f"no file {path}", remedy))
+            faults.append(Fault(f"evaluation.tasks.{name}.file", f"no file {path}{other_form(path)}", remedy))
     return faults
 
 
@@ -89,7 +90,7 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
         problem, remedy = source_problem(source, own=bool(data.file))
         if problem:
             faults.append(Fault(key, f"source {source_name}: {problem}", remedy))
-        elif kind_of(source.path) in PACKED_KINDS or source.path.stat().st_size > COUNT_LIMIT:
+        elif kind_of(source.path) in PACKED_KINDS or _size(source.path) > COUNT_LIMIT:
             records.not_counted.append(source_name)
         else:
             try:
@@ -124,14 +125,14 @@ def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
         else:
             where = f"download {source.repository}" if source.repository else "put it there"
             remedy = f"{where}, or set data.root; {leave_out}"
-        return f"no file {source.path}", remedy
+        return f"no file {source.path}{other_form(source.path)}", remedy
     try:
-        if kind_of(*split_of(source.file)) in PACKED_KINDS:
+        if kind_of(*split_of(source.file)) in (*PACKED_KINDS, "jsonl"):
             shards(*split_of(source.file))
     except (OSError, ValueError) as error:
         return f"{source.path} {error}", "name a file or folder of one of the formats of docs/data.md"
-    if not Path(source.media_root).is_dir():
-        return f"no media folder {source.media_root}", "put the images and videos there, or set data.root"
+    if not (folder := Path(source.media_root)).is_dir():
+        return f"no media folder {folder}{other_form(folder)}", "put the images and videos there, or set data.root"
     return "", ""
 
 
@@ -141,12 +142,16 @@ def count_records(file: str | Path) -> int:
     if (kind := kind_of(path, split)) in ("table", "pictures"):
         return len(read_plain(path, split))
     if kind == "jsonl":
-        with path.open("rb") as lines:
-            return sum(1 for line in lines if line.strip())
+        return sum(1 for file in shards(path, split) for line in file.open("rb") if line.strip())
     content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, list):
         raise ValueError("is JSON, but no list of records")
     return len(content)
+
+
+def _size(path: Path) -> int:
+    """In bytes, of a folder what lies in it without its folders."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
 
 
 def index_folder(config: Config) -> Path:

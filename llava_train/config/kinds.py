@@ -24,9 +24,12 @@ FILE_KINDS: dict[str, Kind] = {
 RECORD_SUFFIXES = tuple(FILE_KINDS)
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 UNPACK = "is compressed: unpack it once (gunzip, unzip, zstd -d); what lies in it is then read in its place"
+BESIDE_JSONL = (".jsonl", ".json", ".md", ".txt", "")  # suffixes in a folder of JSONL
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # files in a folder that `datasets` saved
-_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")  # as on the hub: train-00000-of-00004.parquet
-_WHOLE_SPLIT = re.compile(r"(train|test|validation|valid|val|dev)\.parquet")
+_SHARD = re.compile(
+    r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.(?:parquet|jsonl)"
+)  # as on the hub: train-00000-of-00004.parquet
+_WHOLE_SPLIT = re.compile(r"(train|test|validation|valid|val|dev)\.(?:parquet|jsonl)")
 _PART = re.compile(r"(.+\.(?:csv|tsv))@(.+)", re.IGNORECASE)
 _FOLDER_PART = re.compile(r"(.*[^/@])@([^/@.]+)")
 
@@ -40,7 +43,7 @@ def split_of(file: str | Path) -> tuple[Path, str]:
 def kind_of(path: Path, split: str = "") -> Kind:
     """Raises ValueError that says what is allowed where the kind is not known, or has no splits and one is named."""
     kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
-    if split and kind != "table" and not (path.is_dir() and kind in ("parquet", "arrow")):
+    if split and kind != "table" and not (path.is_dir() and kind in ("parquet", "arrow", "jsonl")):
         meant = f"; name the folder instead: {path / split}" if (path / split).is_dir() else ""
         raise ValueError(f"has no splits, so none called {split}{meant}")
     return kind
@@ -59,11 +62,13 @@ def _kind_of_folder(path: Path) -> Kind:
         return "arrow"
     if _parquet_files(path):
         return "parquet"
+    if _jsonl_files(path):
+        return "jsonl"
     return "tar" if any(path.glob("*.tar")) or _packed(path) else "pictures"
 
 
 def shards(path: Path, split: str) -> list[Path]:
-    """The files of a Parquet, Arrow or tar source, in order. Raises OSError or ValueError.
+    """The files of a Parquet, Arrow, tar or JSONL source, in order. Raises OSError or ValueError.
 
     Of a folder with several splits, one must be named; shards that are numbered must all be there.
     """
@@ -71,12 +76,14 @@ def shards(path: Path, split: str) -> list[Path]:
         return [path]
     if (kind := kind_of(path)) == "arrow":
         return _saved_files(path, split)
+    if kind == "jsonl":
+        return _of_split(path, split, _jsonl_files(path))
     parquet, tar = _parquet_files(path), sorted(path.glob("*.tar"))
     if packed := _packed(path):
         raise ValueError(f"{packed} {UNPACK}")
     if parquet and tar:
         raise ValueError(f"holds {parquet[0].name} and {tar[0].name}: keep one format in a folder, or name a file")
-    return _parquet_shards(path, split) if kind == "parquet" else tar
+    return _of_split(path, split, parquet) if kind == "parquet" else tar
 
 
 def _packed(folder: Path) -> str:
@@ -89,9 +96,17 @@ def _parquet_files(folder: Path) -> list[Path]:
     return [file for file in files if not file.with_name(f"{file.stem}_stats.json").exists()]
 
 
-def _parquet_shards(path: Path, split: str) -> list[Path]:
+def _jsonl_files(folder: Path) -> list[Path]:
+    """None where the folder holds more than them and notes: then it is of another kind."""
+    there = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    if any(file.suffix.lower() not in BESIDE_JSONL or file.is_dir() for file in there):
+        return []
+    return sorted(file for file in there if file.suffix.lower() == ".jsonl")
+
+
+def _of_split(path: Path, split: str, files: list[Path]) -> list[Path]:
     by_split: dict[str, list[Path]] = {}
-    for file in _parquet_files(path):
+    for file in files:
         found = _SHARD.fullmatch(file.name) or _WHOLE_SPLIT.fullmatch(file.name)
         by_split.setdefault(found[1] if found else "", []).append(file)
     name = _pick(path, split, by_split)

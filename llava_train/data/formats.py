@@ -1,9 +1,9 @@
 """Records, as `llava_train.data.sources` gives them, become `Sample`s.
 
 A record: `id` (optional), `conversations` [{from, value}] or [{role, content}], or `messages` with typed parts (see
-`messages.py`), `image` and `video` each a path or a list of paths, both optional. A first `system` turn, or `system`
-beside the turns, replaces the default; a leading answer to nothing is dropped. For what a turn says about its own
-training see `fields.py`.
+`messages.py`), `image` and `video` (or `images`, `videos`) each a path or a list of paths, all optional. A first
+`system` turn, or `system` beside the turns, replaces the default; a leading answer to nothing is dropped. For what a
+turn says about its own training see `fields.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llava_train.config.plain import BadRecord
 from llava_train.config.schema import DataConfig
 from llava_train.data.fields import is_learned, refuse_fields, system_text
 from llava_train.data.lost import refuse_lost
-from llava_train.data.messages import from_messages
+from llava_train.data.messages import from_messages, with_one_name
 from llava_train.data.paths import inside
 from llava_train.data.sample import MediaFile, PackedFile, Role, Sample, Turn
 from llava_train.family.onevision.template import ANSWERS
@@ -66,10 +66,7 @@ def to_sample(record: Any, source: str, position: int, roots: MediaRoots) -> Sam
             raise record
         if not isinstance(record, dict):
             raise BadRecord(f"is a {type(record).__name__}, not a mapping")
-        for key in ("images", "videos"):
-            if key in record:
-                raise BadRecord(f"key {key!r}: write {key[:-1]!r}")
-        record = from_messages(record)
+        record = from_messages(with_one_name(record))
         refuse_fields(record)
         refuse_lost(record, turns := _turns(record.get("conversations"), system_text(record)))
         return Sample(
@@ -83,6 +80,15 @@ def to_sample(record: Any, source: str, position: int, roots: MediaRoots) -> Sam
         )
     except BadRecord as error:
         raise DataError(source, name, "bad record", str(error)) from error
+
+
+def to_answered(record: Any, source: str, position: int, roots: MediaRoots) -> Sample:
+    """As `to_sample`, of which every answer says something: from an empty one a model learns to say nothing."""
+    sample = to_sample(record, source, position, roots)
+    for number, turn in enumerate(sample.turns, 1):
+        if turn.role == "gpt" and not turn.text.strip():
+            raise sample.error("bad record", f"the answer in turn {number} is empty")
+    return sample
 
 
 def record_id(record: Any, position: int) -> str:
@@ -143,10 +149,10 @@ def _text(text: str, role: str) -> str:
 
 def _files(record: dict, key: str, roots: MediaRoots) -> list[MediaFile]:
     value = record.get(key)
-    if value is None:
+    if value is None or value == "":
         return []
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str | PackedFile) and entry for entry in values):
+    if not all(isinstance(entry, str | PackedFile) for entry in values):
         raise BadRecord(f"{key!r} is neither a path nor a list of paths")
     return [roots.file(entry) for entry in values]
 

@@ -31,7 +31,7 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from llava_train.config.errors import DataError, RunError
 from llava_train.data.encode import Encoder, Measured
-from llava_train.data.formats import MediaRoots, to_sample
+from llava_train.data.formats import MediaRoots, to_answered
 from llava_train.data.identity import digest
 from llava_train.data.index import ABOUT, CUT, KINDS, MEDIA, MEDIUM, RECORDS, REFUSED, ROWS, SCHEMA, Index
 from llava_train.data.media import MediaReader, MediumSize
@@ -67,7 +67,7 @@ class Reading:
 
     def sample(self, position: int, raw: Raw, source: str = "") -> Sample:
         """Raises DataError with reason `bad record`."""
-        return to_sample(record_of(raw), source, position, self.roots)
+        return to_answered(record_of(raw), source, position, self.roots)
 
     def packed_in(self, folder: Path) -> Reading:
         """The same, with the media inside of records in an index's folder."""

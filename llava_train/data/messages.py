@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,21 @@ from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 _TAGS = {"image": IMAGE_TAG, "video": VIDEO_TAG}
 _TEXT_KEYS = ("from", "value", "role", "content")
 _PATH_KEYS = ("path", "url")  # beside the part's own type, which chat templates take as well
+
+
+def with_one_name(record: dict[str, Any]) -> dict[str, Any]:
+    """`images` and `videos` as `image` and `video`, without empty entries. Raises BadRecord where both are given."""
+    record = dict(record)
+    for kind in _TAGS:
+        for key in (kind, f"{kind}s"):
+            if isinstance(listed := record.get(key), list):
+                record[key] = [entry for entry in listed if entry not in (None, "")]
+        if f"{kind}s" in record:
+            listed = record.pop(f"{kind}s")
+            if listed and record.get(kind):
+                raise BadRecord(f"has {kind!r} and '{kind}s': leave one of them out")
+            record[kind] = listed or record.get(kind)
+    return record
 
 
 def from_messages(record: dict[str, Any], beside: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
@@ -24,7 +40,7 @@ def from_messages(record: dict[str, Any], beside: Mapping[str, Sequence[str]] | 
     """
     if "messages" in record and "conversations" in record:
         raise BadRecord("has messages and conversations: leave one of them out")
-    turns = record.get("conversations", record.get("messages"))
+    turns = _read(record.get("conversations", record.get("messages")))
     record = {key: value for key, value in record.items() if key != "messages"} | {"conversations": turns}
     if not isinstance(turns, list) or not any(isinstance(_content(turn), list) for turn in turns):
         return record
@@ -43,6 +59,16 @@ def from_messages(record: dict[str, Any], beside: Mapping[str, Sequence[str]] | 
             told = f"{len(found)} parts of type {kind!r} without a path, and {kind!r} lists none"
             raise BadRecord(f"{told}: give it in the part, as {{'type': {kind!r}, {kind!r}: PATH}}, or there")
     return record
+
+
+def _read(turns: Any) -> Any:
+    """Turns that a table or a database stored as JSON in a text."""
+    if not isinstance(turns, str):
+        return turns
+    try:
+        return json.loads(turns)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"conversations are a text that is no JSON ({error}): write a list of turns") from error
 
 
 def _content(turn: Any) -> Any:

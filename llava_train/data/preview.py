@@ -21,7 +21,7 @@ from llava_train.config.errors import DataError
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.data.encode import EncodedSample, Encoder
-from llava_train.data.formats import MediaRoots, media_roots, record_id, to_sample
+from llava_train.data.formats import MediaRoots, media_roots, record_id, to_answered
 from llava_train.data.media import MediaReader
 from llava_train.data.mixture import sampled_records
 from llava_train.data.notes import NAMED, note_of, told
@@ -110,7 +110,7 @@ class Preview:
         tiles, cut, unrendered = None, 0, False
         result: EncodedSample | DataError
         try:
-            sample = to_sample(record, source, position, roots)
+            sample = to_answered(record, source, position, roots)
             layouts = self._media.layouts(sample)
             result = self._encoder.encode(sample, layouts)
             if decode:

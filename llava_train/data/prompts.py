@@ -17,17 +17,13 @@ from typing import Any
 
 from llava_train.config.errors import DataError
 from llava_train.data.formats import BadRecord, MediaRoots, record_id, to_sample
+from llava_train.data.messages import with_one_name
 from llava_train.data.paths import inside
 from llava_train.data.sample import Sample, Turn
 from llava_train.data.sources import open_source, record_of
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, MediumKind
 
 TAGS: dict[MediumKind, str] = {"image": IMAGE_TAG, "video": VIDEO_TAG}
-_KEYS = {
-    "images": "image",
-    "videos": "video",
-    "conversation": "conversations",
-}  # spellings of the keys of training data
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,12 @@ def _as_training_data(record: Any) -> Any:
     """The record by the keys of training data; what is no such record comes back for `to_sample` to refuse."""
     if not isinstance(record, dict):
         return record
-    renamed = {_KEYS.get(key, key): value for key, value in record.items()}
-    if len(renamed) < len(record):
-        return BadRecord("a key in two spellings, such as image and images")
+    if "conversation" in record and "conversations" in record:
+        return BadRecord("has 'conversation' and 'conversations': leave one of them out")
+    try:
+        renamed = with_one_name({"conversations" if k == "conversation" else k: value for k, value in record.items()})
+    except BadRecord as error:
+        return error
     if "prompt" not in record:
         return renamed
     text = record["prompt"]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from llava_train.config.names import other_form
 from llava_train.data.sample import MediaFile, PackedFile
 
 
@@ -16,7 +17,7 @@ def open_medium(file: MediaFile) -> BinaryIO:
     if isinstance(file, PackedFile) and file.content is not None:
         return io.BytesIO(file.content)
     if not path.is_file():  # a pipe would be waited for
-        raise FileNotFoundError(f"{file}: no such file")
+        raise FileNotFoundError(f"{file}: no such file{other_form(path)}")
     if not isinstance(file, PackedFile):
         return path.open("rb")
     if path.stat().st_size < file.offset + file.size:

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from llava_train.config.errors import ConfigError, DataError, Fault
 from llava_train.config.mixture import SourceConfig
-from llava_train.data.formats import BadRecord, MediaRoots, to_sample
+from llava_train.config.names import other_form
+from llava_train.data.formats import BadRecord, MediaRoots, to_answered
 from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample, Turn
 from llava_train.data.view import refusal
@@ -67,7 +68,7 @@ def read_questions(
 
 
 def _question(record: Any, source: str, position: int, root: Path, score: Kind | Literal["auto"]) -> Question:
-    sample = to_sample(record, source, position, MediaRoots(root, outside=True))
+    sample = to_answered(record, source, position, MediaRoots(root, outside=True))
     if sample.turns[-1].role == "given":  # what is not learned may still be asked for
         sample = replace(sample, turns=[*sample.turns[:-1], Turn("gpt", sample.turns[-1].text)])
     try:
@@ -90,7 +91,7 @@ def _question(record: Any, source: str, position: int, root: Path, score: Kind |
             try:
                 file.stat()
             except OSError as error:
-                raise sample.error("missing file", f"{file}: {error.strerror}") from error
+                raise sample.error("missing file", f"{file}: {error.strerror}{other_form(file)}") from error
     return Question(sample, reference)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_faults_end_in_exit_code_2_without_a_traceback(tmp_path):
     assert done.stdout == ""
     text = messages(done.stderr)
     assert "Traceback" not in text
-    for part in ("run.seed?", "log.every: 0 is out of range", "no file none.json", "4 errors"):
+    for part in ("run.seed?", "log.every: 0 is out of range", "no file none.json", "3 errors"):
         assert part in text
 
 
@@ -108,3 +109,23 @@ def test_one_rank_tells_what_is_the_same_on_all(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert main(["check", "run.seed=1"]) == 2
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["check", "+recipe=tiny", "data.file=none.json"]])
+def test_a_reader_that_leaves_ends_it_without_a_traceback(tmp_path, words):
+    read, write = os.pipe()
+    os.close(read)
+    line = [sys.executable, "-c", "from llava_train.cli.main import main; raise SystemExit(main())", *words]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with open(write, "wb") as gone:
+        streams = {"stdout": gone, "stderr": subprocess.PIPE if words == ["--help"] else gone}
+        done = subprocess.run(line, cwd=tmp_path, env=environment, **streams, check=False, timeout=60)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert not done.stderr
+
+
+def test_a_fault_of_all_stages_is_told_once(capsys):
+    assert main(["check", "+recipe=tiny", "data.file=none.json"]) == 2
+    assert capsys.readouterr().err.startswith("1 error in the configuration:")
+    assert main(["preview", "+recipe=tiny", "data.file=none.json"]) == 2
+    assert capsys.readouterr().err.count("no file none.json") == 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from llava_train.config.errors import DataError
-from llava_train.data.formats import MediaRoots, to_sample
+from llava_train.data.formats import MediaRoots, to_answered, to_sample
 from llava_train.data.sample import Medium, Turn
 
 ROOT = Path("media")
@@ -24,6 +25,9 @@ TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
         ({"video": "a.mp4"}, [], ["a.mp4"]),
         ({"video": ["a.mp4", "folder"], "image": "a.png"}, ["a.png"], ["a.mp4", "folder"]),
         ({"image": None, "video": []}, [], []),
+        ({"image": "", "video": [""]}, [], []),
+        ({"images": "a.png", "videos": ["a.mp4", None]}, ["a.png"], ["a.mp4"]),
+        ({"image": "a.png", "images": [], "video": [], "videos": "a.mp4"}, ["a.png"], ["a.mp4"]),
     ],
 )
 def test_media_are_a_path_or_a_list(media, images, videos):
@@ -44,6 +48,14 @@ def test_id_is_text_or_the_position():
 def test_role_content_and_role_names_are_accepted():
     conversation = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     assert to_sample({"conversations": conversation}, "s", 0, ROOTS).turns == [Turn("human", "q"), Turn("gpt", "a")]
+
+
+@pytest.mark.parametrize("key", ["conversations", "messages"])
+def test_turns_may_be_json_in_a_text(key):
+    parts = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "q"}]
+    record = {key: json.dumps([{"role": "user", "content": parts}, TURNS[1]])}
+    sample = to_sample(record, "s", 0, ROOTS)
+    assert (sample.turns, sample.images) == ([Turn("human", "<image>\nq"), Turn("gpt", "a")], [ROOT / "a.png"])
 
 
 def test_leading_answer_is_dropped_and_system_kept():
@@ -67,9 +79,14 @@ def test_leading_answer_is_dropped_and_system_kept():
         ({"conversations": [{"from": "human", "value": 3}]}, "the text of a human turn is a int"),
         ({"conversations": [*TURNS, {"from": "system", "value": "x"}]}, "a system turn may only come first"),
         ({"conversations": [{"from": "gpt", "value": "x"}]}, "no human turn"),
-        ({"conversations": TURNS, "image": ""}, "'image' is neither a path nor a list of paths"),
+        ({"conversations": TURNS, "image": 0}, "'image' is neither a path nor a list of paths"),
         ({"conversations": TURNS, "video": ["a.mp4", 3]}, "'video' is neither a path nor a list of paths"),
-        ({"conversations": TURNS, "images": ["a.png"]}, "key 'images': write 'image'"),
+        (
+            {"conversations": TURNS, "images": ["a.png"], "image": "b.png"},
+            "has 'image' and 'images': leave one of them out",
+        ),
+        ({"conversations": "[{'from': 'human'}]"}, "conversations are a text that is no JSON (Expecting property"),
+        ({"messages": '"q"'}, "no conversations"),
     ],
 )
 def test_bad_record_is_refused_with_its_reason(record, reason):
@@ -77,6 +94,13 @@ def test_bad_record_is_refused_with_its_reason(record, reason):
         to_sample(record, "s", 5, ROOTS)
     assert (caught.value.source, caught.value.record, caught.value.reason) == ("s", "5", "bad record")
     assert reason in caught.value.detail
+
+
+def test_an_empty_answer_is_a_bad_record_as_in_tables():
+    sound = {"conversations": TURNS}
+    assert to_answered(sound, "s", 5, ROOTS) == to_sample(sound, "s", 5, ROOTS)
+    with pytest.raises(DataError, match=r"s, record 5: bad record \(the answer in turn 4 is empty\)"):
+        to_answered({"conversations": [*TURNS, TURNS[0], {"from": "gpt", "value": " \n"}]}, "s", 5, ROOTS)
 
 
 def test_media_follow_the_reading_order_of_their_tags():

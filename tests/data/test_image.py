@@ -248,6 +248,12 @@ def test_what_is_no_file_is_missing(tmp_path):
             image_size(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"1\.png in .*none\.tar: no such file"):
         image_size(PackedFile(tmp_path / "none.tar", 0, 9, "1.png"))
+    for there, asked in (("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")):
+        (tmp_path / f"{len(there)}/{there}").mkdir(parents=True)
+        (tmp_path / f"{len(there)}/{there}/{asked}.png").write_bytes(b"")
+        with pytest.raises(FileNotFoundError) as caught:
+            image_size(tmp_path / f"{len(there)}/{asked}/{asked}.png")
+        assert f"there is {str(tmp_path / f'{len(there)}/{there}/{asked}.png')!a}, which is" in str(caught.value)
     with pytest.raises(UnreadableImage, match="File name too long"):
         image_size(tmp_path / ("a" * 300))
 

@@ -75,7 +75,7 @@ def test_digest_follows_text_and_media(tmp_path):
         ({"prompt": " "}, "either prompt, a text, or conversations"),
         ({"prompt": 3}, "either prompt, a text, or conversations"),
         ({"prompt": "a", "conversations": []}, "either prompt, a text, or conversations"),
-        ({"prompt": "a", "image": "a.png", "images": ["b.png"]}, "two spellings"),
+        ({"prompt": "a", "image": "a.png", "images": ["b.png"]}, "has 'image' and 'images'"),
         ({"prompt": "a", "images": [3]}, "neither a path nor a list of paths"),
         (["a"], "is a list, not a mapping"),
     ],

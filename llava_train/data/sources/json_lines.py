@@ -1,19 +1,43 @@
-"""JSONL: one record a line, in place; blank lines are passed over, a bad one is one bad record."""
+"""JSONL: one record a line, blank lines passed over, a bad one is one bad record. A file is read in place; of a folder
+of them, which is several, records are copied."""
 
 from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Iterator
+from pathlib import Path
 
-from llava_train.data.sources.raw import Raw, Reader
+from llava_train.config.plain import BadRecord
+from llava_train.data.sources.raw import Raw, Reader, made, record_of
 
 
 class JsonLines(Reader):
+    def count(self) -> int:
+        return sum(1 for path in self.files() for _ in _lines(path))
+
     def __iter__(self) -> Iterator[Raw]:
-        with self.path.open("rb") as lines:
-            start = len(BOM_UTF8) if lines.read(len(BOM_UTF8)) == BOM_UTF8 else 0
-            lines.seek(start)
-            for line in lines:
-                if content := line.strip():
-                    yield Raw(content, start + line.index(content))
-                start += len(line)
+        for path in self.files():
+            for raw in _lines(path):
+                yield raw if path == self.path else _copied(raw, path)
+
+
+def _lines(path: Path) -> Iterator[Raw]:
+    with path.open("rb") as lines:
+        start = len(BOM_UTF8) if lines.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+        lines.seek(start)
+        for line in lines:
+            if content := line.strip():
+                yield Raw(content, start + line.index(content))
+            start += len(line)
+
+
+def _copied(raw: Raw, path: Path) -> Raw:
+    """As a record that a reader made, in which only readers may say where media lie."""
+    record = record_of(raw)
+    if isinstance(record, BadRecord):
+        return Raw(b"", bad=f"{path.name}, byte {raw.offset}: {record}")
+    for kind in ("image", "video"):
+        entries = record.get(kind) if isinstance(record, dict) else None
+        if isinstance(entries, list) and any(isinstance(entry, dict) for entry in entries):
+            return Raw(b"", bad=f"{path.name}, byte {raw.offset}: {kind!r} is neither a path nor a list of paths")
+    return made(record)

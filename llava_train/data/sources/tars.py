@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from llava_train.config.kinds import UNPACK
 from llava_train.config.pictures import HEAD, is_image
 from llava_train.config.plain import DESCRIBE, BadRecord
-from llava_train.data.messages import from_messages
+from llava_train.data.messages import from_messages, with_one_name
 from llava_train.data.paths import in_short
 from llava_train.data.sources.raw import Raw, Reader, made
 
@@ -94,7 +94,7 @@ def _record(key: str, members: Members, file: BinaryIO) -> Raw:
     is_asked = any(content.get(name) is not None for name in ASKED)
     if is_asked:
         beside = {kind: [member.name for member in found] for kind, found in present.items()}
-        record = {"id": key} | from_messages(content, beside)
+        record = {"id": key} | from_messages(with_one_name(content), beside)
     else:
         record = {"id": key} | {name: content[name] for name in OF_MEDIA if name in content}
     media = {kind: _named(kind, record.get(kind), members, present[kind]) for kind in KINDS}
@@ -139,8 +139,8 @@ def _read(member: tarfile.TarInfo, file: BinaryIO) -> str:
 
 def _named(kind: str, entries: Any, members: Members, present: list[tarfile.TarInfo]) -> list[tarfile.TarInfo]:
     """The members that a record means: by name, base name or suffix; all of that kind where it names none."""
-    entries = [] if entries is None else entries if isinstance(entries, list) else [entries]
-    if not all(isinstance(entry, str) and entry for entry in entries):
+    entries = [] if entries in (None, "") else entries if isinstance(entries, list) else [entries]
+    if not all(isinstance(entry, str) for entry in entries):
         raise BadRecord(f"{kind!r} is neither a path nor a list of paths")
     by_name = {name: m for suffix, m in members.items() for name in (m.name, _base(m), suffix, f".{suffix}")}
     found = [by_name.get(entry) or by_name.get(entry.rpartition("/")[2]) for entry in entries]

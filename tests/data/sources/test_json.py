@@ -8,6 +8,7 @@ import tracemalloc
 import pytest
 
 from llava_train.config.errors import DataError
+from llava_train.config.files import count_records
 from llava_train.config.plain import BadRecord
 from llava_train.data.sources import json_list, open_source, record_of
 
@@ -141,3 +142,37 @@ def test_memory_does_not_grow_with_the_file(tmp_path, name):
 def test_a_record_may_be_larger_than_a_window(file):
     record = {"text": "x" * (3 * json_list.WINDOW)}
     assert [record_of(raw) for raw in open_source(file(json.dumps([record, 1])), "s")] == [record, 1]
+
+
+def test_a_folder_of_lines_is_read_file_by_file(file, tmp_path):
+    for name in ("b.jsonl", "a.jsonl", ".hidden.jsonl", "README.md", "stats.json"):
+        file(f'{{"id": "{name}"}}\n\nno JSON\n', name)
+    found = [record_of(raw) for raw in open_source(tmp_path, "s")]
+    assert [record if isinstance(record, dict) else str(record)[:19] for record in found] == [
+        {"id": "a.jsonl"},
+        "a.jsonl, byte 19: n",
+        {"id": "b.jsonl"},
+        "b.jsonl, byte 19: n",
+    ]
+    assert open_source(tmp_path, "s").count() == count_records(tmp_path) == 4
+
+
+def test_a_folder_of_lines_has_splits(file, tmp_path):
+    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test.jsonl"):
+        file(f'{{"id": "{name}"}}', name)
+    with pytest.raises(DataError, match=r"holds splits test, train: name the one to read"):
+        list(open_source(tmp_path, "s"))
+    assert [record_of(raw)["id"][:11] for raw in open_source(f"{tmp_path}@train", "s")] == [
+        "train-00000",
+        "train-00001",
+    ]
+    (tmp_path / "train-00000-of-00002.jsonl").unlink()
+    with pytest.raises(DataError, match="lacks 1 of 2 shards of train"):
+        list(open_source(f"{tmp_path}@train", "s"))
+
+
+def test_records_of_a_folder_say_nothing_of_other_files(file, tmp_path):
+    place = {"path": "/etc/passwd", "offset": 0, "size": 9, "name": "x"}
+    file(json.dumps({"image": [place]}), "a.jsonl")
+    (bad,) = open_source(tmp_path, "s")
+    assert str(record_of(bad)) == "a.jsonl, byte 0: 'image' is neither a path nor a list of paths"

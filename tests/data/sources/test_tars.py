@@ -47,6 +47,8 @@ NAMED = {
     "nothing": ({}, [b"first", b"second"]),
     "null": ({"image": None}, [b"first", b"second"]),
     "names": ({"image": ["d/1.b.png", "d/1.a.JPG"]}, [b"second", b"first"]),
+    "the plural": ({"images": ["1.b.png", None]}, [b"second"]),
+    "an empty one": ({"image": ""}, [b"first", b"second"]),
     "base name": ({"image": "1.b.png"}, [b"second"]),
     "suffix": ({"image": ["a.jpg"]}, [b"first"]),
     "suffix with its dot": ({"image": [".b.png", ".b.png"]}, [b"second", b"second"]),

@@ -1,0 +1,20 @@
+"""Names of files in the forms of Unicode: `é` is one character or two, looks the same, and names different files."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+
+def other_form(path: Path) -> str:
+    """For messages, of a path that is not on disk: the path that differs from it in the form of Unicode alone, "" where
+    there is none."""
+    found = Path(path.anchor)
+    for name in path.parts[len(found.parts) :]:
+        forms = dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)))
+        there = next((form for form in forms if os.path.exists(found / form)), None)
+        if there is None:
+            return ""
+        found = found / there
+    return f"; there is {str(found)!a}, which is {str(path)!a} in another form of Unicode: rename it"
