@@ -22,6 +22,7 @@ DATA_FIXED = (
     "on_error",
     "allow_missing_sources",
     "allow_outside_root",
+    "video_decoder",
     "max_pixels",
     "max_frames",
     "max_media",

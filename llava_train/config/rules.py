@@ -172,6 +172,13 @@ def data_file_is_readable(config: Config) -> Iterator[Fault]:
             yield Fault(key, f"{file} is of no known kind", f"allowed: {READABLE}")
 
 
+def video_decoder_is_installed(config: Config) -> Iterator[Fault]:
+    decoder = config.data.video_decoder
+    if decoder != "pyav" and not find_spec(decoder):
+        remedy = f"install llava_train[{decoder}], or leave PyAV: data.video_decoder=pyav"
+        yield Fault("data.video_decoder", f"{decoder} is not installed", remedy)
+
+
 def data_root_is_set(config: Config) -> Iterator[Fault]:
     if not config.data.root:
         yield Fault(
@@ -387,6 +394,7 @@ RULES: tuple[Rule, ...] = (
     geometry_of_a_checkpoint,
     attention_fits_precision,
     data_file_is_readable,
+    video_decoder_is_installed,
     data_root_is_set,
     tasks_have_files,
     held_out_loss_has_samples,

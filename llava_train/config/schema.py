@@ -13,6 +13,7 @@ from llava_train.config.paths import Pathname
 
 Precision = Literal["fp32", "bf16"]
 LearningRate = float | Literal["frozen"]
+VideoDecoder = Literal["pyav", "decord", "torchcodec"]
 TooLong = Literal["error", "skip", "cut"]
 OfCheckpoint = Literal["checkpoint"]  # as its generation_config.json says, else as transformers does
 
@@ -56,6 +57,7 @@ class DataConfig:
     sizes: Literal["files", "records"]  # of images; records: from `width` and `height` of a record that has them
     allow_outside_root: bool  # media of records by absolute paths, or by .. to outside of the root
     cache: Pathname  # folder of the indexes; "" = `index` beside the run's folder
+    video_decoder: VideoDecoder = "pyav"  # of files; all give the same frames. decord, torchcodec: where installed
 
 
 @dataclass

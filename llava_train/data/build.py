@@ -145,7 +145,7 @@ def build_data(
     template: list[Any] = [stage.template, stage.label_rule, stage.tag_policy]
     if stage.template == "checkpoint":
         template += [tokenizer.chat_template, tokenizer.special_tokens_map]
-    settings = [vocabulary, encoder.placeholders, template]
+    settings = [vocabulary, encoder.placeholders, template, data.video_decoder]
 
     def read(data: DataConfig) -> _Read:
         sources, passed_over, records = [], [], {}

@@ -126,7 +126,7 @@ def make_media_reader(data: DataConfig, video: VideoConfig, geometry: Geometry) 
 
 
 def make_video_reader(data: DataConfig, video: VideoConfig) -> VideoReader:
-    return VideoReader(video, data.decode_timeout, data.max_pixels)
+    return VideoReader(video, data.decode_timeout, data.max_pixels, data.video_decoder)
 
 
 class _Changed(ValueError):

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from llava_train.config.errors import RunError
 from llava_train.config.pictures import is_picture
-from llava_train.config.schema import VideoConfig
+from llava_train.config.schema import VideoConfig, VideoDecoder
 from llava_train.data import video_worker
 from llava_train.data.image import image_size, open_image, to_square
 from llava_train.data.processes import shielded
@@ -34,16 +35,17 @@ class UnreadableVideo(ValueError):
 
 class VideoReader:
     """Reads videos by one long-lived process, started at the first file. Not shared between threads; a copy in another
-    process starts a process of its own. `timeout`: seconds that one video may take."""
+    process starts a process of its own. `timeout`: seconds that one video may take. All decoders give the same frames.
+    """
 
-    def __init__(self, video: VideoConfig, timeout: float, max_pixels: int):
-        self._video, self._timeout, self._max_pixels = video, timeout, max_pixels
+    def __init__(self, video: VideoConfig, timeout: float, max_pixels: int, decoder: VideoDecoder = "pyav"):
+        self._video, self._timeout, self._max_pixels, self._decoder = video, timeout, max_pixels, decoder
         self._worker: _Worker | None = None
 
     def size(self, file: MediaFile) -> tuple[int, float, int, int]:
         """(frames, rate, height, width) of the file, whatever is taken of it; a folder's rate is nan: taken as it is.
 
-        Raises FileNotFoundError, UnreadableVideo, UnreadableImage.
+        Raises FileNotFoundError, UnreadableVideo, UnreadableImage; RunError where the decoder does not load.
         """
         if frames := _frames_of(file):
             return len(frames), math.nan, *image_size(frames[0])
@@ -77,7 +79,7 @@ class VideoReader:
         except OSError as error:
             raise UnreadableVideo(f"{file}: {error.strerror or error}") from error
         if not self._worker or self._worker.owner != os.getpid():
-            self._worker = _Worker()
+            self._worker = _Worker(self._decoder)
         try:
             request = (_place(file), size, self._video.fps, self._video.max_frames)
             kind, answer = self._worker.ask(request, self._timeout)
@@ -103,11 +105,11 @@ class _WorkerEnded(Exception):
 class _Worker:
     """The decoding process and our end of the connection to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, decoder: VideoDecoder) -> None:
         self.owner = os.getpid()
         self._connection: Connection
         self._connection, theirs = Pipe()
-        command = [sys.executable, "-P", video_worker.__file__, str(theirs.fileno())]
+        command = [sys.executable, "-P", video_worker.__file__, str(theirs.fileno()), decoder]
         with shielded():
             self._process = subprocess.Popen(
                 command,
@@ -117,7 +119,11 @@ class _Worker:
                 stderr=subprocess.DEVNULL,
             )
         theirs.close()
-        self._receive(START_TIMEOUT)
+        kind, told = self._receive(START_TIMEOUT)
+        if kind == "error":
+            self.end()
+            remedy = "install what it needs, or set data.video_decoder=pyav"
+            raise RunError(f"data.video_decoder: {decoder} does not load: {told}\n    -> {remedy}")
 
     def ask(self, request: tuple, timeout: float) -> tuple[str, Any]:
         try:

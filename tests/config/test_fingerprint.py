@@ -31,6 +31,7 @@ BINDING = {
     "run.seed=1": "run.seed",
     "data.on_error=skip": "data.on_error",
     "data.max_pixels=5": "data.max_pixels",
+    "data.video_decoder=decord": "data.video_decoder",
     "stages.onevision.max_steps=5": "stages.onevision.max_steps",
     "stages.onevision.learning_rate.projector=5": "stages.onevision.learning_rate.projector",
     "stages.onevision.image.grid=[[1,1]]": "stages.onevision.image.grid",

@@ -64,6 +64,7 @@ CASES = [
     ({"model__attention": "varlen", "s__precision": "bf16"}, "model.attention", "stages.projector.precision=bf16"),
     ({"model__attention": "flash_attn", "p__precision": "bf16"}, "model.attention", "model.attention=auto"),
     ({"data__file": "a.txt"}, "data.file", ".json .jsonl"),
+    ({"data__video_decoder": "torchcodec"}, "data.video_decoder", "install llava_train[torchcodec]"),
     ({"data__root": ""}, "data.root", ". for the current one"),
     ({"data__num_workers": -1}, "data.num_workers", ">= 0"),
     ({"data__decode_timeout": 0.0}, "data.decode_timeout", "> 0"),

@@ -368,3 +368,9 @@ def test_another_chat_template_makes_the_index_anew(tokenizer, tmp_path):
         build_data(DATA, stage, "one", own, make_geometry(32, 8, IMAGE), DIMS, 0, 0, 1, tmp_path / "cache")
         counts.append(len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]))
     assert counts == [1, 1, 2]
+
+
+def test_another_decoder_makes_another_index(build, tmp_path):
+    for decoder, count in (("pyav", 1), ("decord", 2), ("pyav", 2)):
+        build(replace(DATA, video_decoder=decoder))
+        assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == count

@@ -5,20 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from llava_train.config.errors import RunError
 from llava_train.config.schema import VideoConfig
 from llava_train.data import video_worker
 from llava_train.data.image import to_square
 from llava_train.data.sample import PackedFile
 from llava_train.data.video import UnreadableVideo, VideoReader
-from llava_train.data.video_worker import by_av, by_decord, look, sample_indices
+from llava_train.data.video_worker import by_decord, by_pyav, look, sample_indices
 
 
 def write_video(path: Path, num_frames: int, rate: int, codec: str = "mpeg4", uneven: bool = False, **options) -> Path:
@@ -92,24 +96,147 @@ def test_file_gives_the_sampled_frames_squashed(tmp_path, reader):
     assert frames.shape == (4, 3, 32, 32)
     assert np.abs(frames.mean((1, 2, 3)) - [0, 48, 96, 152]).max() < 4  # frames 0 6 12 19
     place = (str(path), 0, -1, None)
-    whole = by_decord(place, look(place), [0, 6, 12, 19])
+    whole = by_pyav(place, look(place), [0, 6, 12, 19])
     assert np.array_equal(frames, [to_square(Image.fromarray(frame), 32) for frame in whole])
 
 
-def test_both_decoders_agree(tmp_path):
-    place = (str(write_video(tmp_path / "a.mp4", 20, rate=8)), 0, -1, None)
+COLOURED = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
+
+
+def write_coloured(
+    path: Path, num_frames: int, codec: str = "libx264", turned: int = 0, **options: str
+) -> video_worker.Place:
+    """Blobs of colour that move, 96 x 64."""
+    pixels = np.asarray(COLOURED.resize((96, 64), Image.Resampling.BICUBIC))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        if turned:
+            stream.set_display_rotation(turned)
+        for i in range(num_frames):
+            rolled = np.ascontiguousarray(np.roll(pixels, 3 * i, axis=1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rolled, format="rgb24")))
+        container.mux(stream.encode(None))
+    return str(path), 0, -1, None
+
+
+def decoded_in_turn(place: video_worker.Place, indices: list[int]) -> list[np.ndarray]:
+    with av.open(place[0]) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return [frames[i] for i in indices]
+
+
+GROUPS = {  # file and encoder, with a key frame every 10 frames
+    "h264.mp4": ("libx264", {"g": "10"}),
+    "h264.mkv": ("libx264", {"g": "10"}),
+    "h264.ts": ("libx264", {"g": "10"}),
+    "open.mp4": ("libx264", {"g": "10", "x264-params": "open-gop=1:bframes=3"}),
+    "hevc.mp4": ("libx265", {"x265-params": "keyint=10:open-gop=1:bframes=3:log-level=none"}),
+    "mpeg4.mp4": ("mpeg4", {"g": "10", "bf": "2"}),
+    "vp8.webm": ("libvpx", {"g": "10"}),
+    "vp9.webm": ("libvpx-vp9", {"g": "10", "deadline": "realtime"}),
+}
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_decoder_gives_the_frames_that_are_shown(tmp_path, name, decoder):
+    codec, options = GROUPS[name]
+    place = write_coloured(tmp_path / name, 40, codec, **options)
     found = look(place)
-    assert found == (20, 8, 48, 64)
-    for one, other in zip(*(decode(place, found, [0, 3, 19]) for decode in (by_decord, by_av)), strict=True):
-        assert np.abs(one.astype(int) - other.astype(int)).max() <= 2
+    for indices in ([0, 10, 20, 30], [7, 8, 9, 29, 39], [25]):
+        frames = video_worker.DECODERS[decoder](place, found, indices)
+        if decoder == "decord" and name in ("h264.ts", "open.mp4", "hevc.mp4", "mpeg4.mp4"):
+            assert frames is None  # it would take one for another, so PyAV decodes
+        else:
+            assert all(map(np.array_equal, frames, decoded_in_turn(place, indices)))
 
 
-def test_pyav_stands_in_where_decord_is_not(tmp_path, monkeypatch):
-    place = (str(write_video(tmp_path / "a.mp4", 2, rate=1)), 0, -1, None)
-    with_decord = video_worker.answer(place, 8, 1, 32)
-    monkeypatch.setitem(__import__("sys").modules, "decord", None)
-    assert by_decord(place, look(place), [0]) is None
-    assert np.abs(video_worker.answer(place, 8, 1, 32).astype(int) - with_decord.astype(int)).max() <= 2
+def test_frames_are_decoded_from_the_last_key_frame_before_them(tmp_path, monkeypatch):
+    place, times = write_coloured(tmp_path / "a.mp4", 40, g="10", bf="0"), []
+    decoded = video_worker._decoded
+
+    def counted(*arguments):
+        for frame in decoded(*arguments):
+            times.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video_worker, "_decoded", counted)
+    by_pyav(place, look(place), [2, 31, 35])
+    assert len(times) == 3 + 6  # frames 0 1 2, 30 to 35
+
+
+@pytest.mark.parametrize("turned", [90, 180, 270])
+def test_frames_are_turned_as_the_container_says(tmp_path, turned):
+    upright = by_pyav(place := write_coloured(tmp_path / "a.mp4", 3), look(place), [1])
+    place = write_coloured(tmp_path / "turned.mp4", 3, turned=turned)
+    for decode in video_worker.by_pyav, by_decord:
+        frames = decode(place, look(place), [1])
+        assert np.array_equal(frames[0], np.rot90(upright[0], turned // 90))
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_invisible_frames_are_no_frames(decoder):
+    """A film of VP8 as encoders write it, with 6 frames beside the 60 that are shown."""
+    place = (str(Path(__file__).parent / "invisible_frames.webm"), 0, -1, None)
+    found = look(place)
+    assert found.frames == 60
+    for indices in ([0, 30, 59], list(range(0, 60, 7))):
+        frames = video_worker.DECODERS[decoder](place, found, indices) or by_pyav(place, found, indices)
+        assert all(map(np.array_equal, frames, decoded_in_turn(place, indices)))
+
+
+@pytest.mark.parametrize(
+    ("content", "hides"),
+    [
+        ([0b10000000, 0], True),
+        ([0b10000010, 0], False),  # shown
+        ([0b10001000, 0], False),  # shows a frame of before
+        ([0b10000000, 0b11000000], False),  # of several frames
+        ([0b10110000, 0], True),
+        ([0b10110001, 0], False),  # profile 3
+    ],
+)
+def test_vp9_hides_frames_by_its_header(content, hides):
+    assert video_worker._is_reference_alone("vp9", memoryview(bytes(content))) == hides
+
+
+def test_a_decoder_is_taken_where_it_is_asked_for(tmp_path, monkeypatch):
+    place = write_coloured(tmp_path / "a.mp4", 4)
+    asked = []
+
+    class VideoDecoder:
+        def __init__(self, source, dimension_order):
+            asked.append((source, dimension_order))
+            self.length = 4 if source == place[0] else 5
+
+        def __len__(self):
+            return self.length
+
+        def get_frames_at(self, indices):
+            frames = torch.full((len(indices), 64, 96, 3), 7, dtype=torch.uint8)
+            return SimpleNamespace(data=frames)
+
+    stand_in = {"torchcodec": SimpleNamespace(), "torchcodec.decoders": SimpleNamespace(VideoDecoder=VideoDecoder)}
+    for name, module in stand_in.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert (video_worker.answer(place, 8, 1, 32, "torchcodec") == 7).all()
+    assert (video_worker.answer(place, 8, 1, 32, "decord") != 7).any()
+    assert asked == [(place[0], "NHWC")]
+    inside = ("", 0, -1, Path(place[0]).read_bytes())  # of which it sees another number of frames
+    assert np.array_equal(
+        video_worker.answer(inside, 8, 1, 32, "torchcodec"), video_worker.answer(place, 8, 1, 32, "pyav")
+    )
+
+
+def test_a_decoder_that_does_not_load_ends_the_run(tmp_path, monkeypatch):
+    (tmp_path / "torchcodec").mkdir()
+    (tmp_path / "torchcodec" / "__init__.py").write_text("raise RuntimeError('Could not load libtorchcodec\\n...')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "a.mp4").write_bytes(b"")
+    videos = VideoReader(VideoConfig(1, 4), 60, 10**8, "torchcodec")
+    with pytest.raises(RunError, match=r"torchcodec does not load: Could not load libtorchcodec\n.*video_decoder=pyav"):
+        videos.size(tmp_path / "a.mp4")
 
 
 def test_folder_takes_all_frames_by_number_up_to_the_limit(tmp_path, reader):
@@ -217,7 +344,7 @@ def test_what_is_no_whole_video_is_refused_by_name(tmp_path, placed, all_frames,
 def test_frames_that_cannot_be_decoded_are_named(tmp_path):
     place = (str(write_video(tmp_path / "a.mp4", 5, rate=1)), 0, -1, None)
     with pytest.raises(ValueError, match="frame 6 of 7 cannot be decoded"):
-        by_av(place, look(place)._replace(frames=7), [0, 6])
+        by_pyav(place, look(place)._replace(frames=7), [0, 6])
     assert by_decord(place, look(place)._replace(frames=7), [0, 4]) is None
 
 
