@@ -15,10 +15,16 @@ from llava_train.family.onevision.start import model_faults
 
 def run(argv: list[str]) -> int:
     """Prints a summary of a sound run. Raises ConfigError with all faults of one that is not."""
+    from llava_train.data.look import look_at_records  # loads what reads records, which no faulty command waits for
+
     config, records = load_checked(argv)
+    look = look_at_records(config)
+    if look.faults:
+        raise ConfigError(look.faults)
     print(summary(config, records))
     for line in passed_over(present_sources(config.data, stage) for stage in config.stages.values()):
         print(line)
+    print(look)
     return 0
 
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.kinds import kind_of, shards, split_of
+from llava_train.config.kinds import Kind, kind_of, shards, split_of
 from llava_train.config.mixture import UNRELEASED, SourceConfig, file_sources, stage_sources
 from llava_train.config.names import other_form
 from llava_train.config.plain import read_plain
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import Config, StageConfig
 
+TOLD_APART = 3  # missing sources of a mixture; more are one fault
 COUNT_LIMIT = 64 * 2**20  # bytes; a larger file is not opened to count its records
 PACKED_KINDS = ("parquet", "arrow", "tar")  # to count these takes a library, or reading them through
+FORM_BYTES = 2**16  # of a file that are looked at to tell its form
+ENCODINGS = {  # by how a file begins, with the mark of the order of bytes or without it
+    (b"\xff\xfe\0\0", b"\0\0\xfe\xff", b"[\0\0\0", b"{\0\0\0"): "UTF-32",
+    (b"\xff\xfe", b"\xfe\xff", b"[\0", b"{\0", b"\0[", b"\0{"): "UTF-16",
+}
+CONTENTS = {b"\x1f\x8b": "is compressed by gzip", b"PK\x03\x04": "is a zip archive", b"PAR1": "is Parquet"}
 
 
 @dataclass
@@ -82,14 +90,18 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
         sources = stage_sources(data, stage)
     except ConfigError as error:
         return [Fault(key, f"{fault.key}: {fault.problem}", fault.remedy) for fault in error.faults]
-    faults = []
+    faults, missing = list[Fault](), dict[str, Fault]()
     for source_name, source in sources.items():
         if not source.path.exists() and data.allow_missing_sources and not data.file:
             records.left_out.append(source_name)
             continue
         problem, remedy = source_problem(source, own=bool(data.file))
         if problem:
-            faults.append(Fault(key, f"source {source_name}: {problem}", remedy))
+            fault = Fault(key, f"source {source_name}: {problem}", remedy)
+            if source.path.exists():
+                faults.append(fault)
+            else:
+                missing[source_name] = fault
         elif kind_of(source.path) in PACKED_KINDS or _size(source.path) > COUNT_LIMIT:
             records.not_counted.append(source_name)
         else:
@@ -99,6 +111,10 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
                 faults.append(Fault(key, f"source {source_name}: {source.file}: {error}", "mend the file"))
                 continue
             records.num_samples += size * source.repeat
+    if len(missing) > TOLD_APART:
+        faults.append(_missing_fault(key, stage.mixture, list(missing), sources, data.root))
+    else:
+        faults = [*missing.values(), *faults]
     if len(records.left_out) == len(sources):
         faults.append(Fault(key, "not one of its sources is on disk", f"set data.root; now it is {data.root}"))
     elif not faults and not records.not_counted and _wants_more(records, stage):
@@ -108,6 +124,16 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
             Fault(batch_key, problem, f"set {batch_key}={max(records.num_samples, 1)} or less, or add samples")
         )
     return faults
+
+
+def _missing_fault(key: str, mixture: str, missing: list[str], sources: dict[str, SourceConfig], root: str) -> Fault:
+    """One for many sources, with the line that fetches those that are published."""
+    named = f"{', '.join(missing[:TOLD_APART])} and {len(missing) - TOLD_APART} more"
+    published = [name for name in missing if sources[name].repository not in ("", UNRELEASED)]
+    more = " ..." * (len(published) > TOLD_APART)
+    fetch = f"python data/scripts/download_source.py {mixture} {' '.join(published[:TOLD_APART])}{more} --root {root}"
+    remedies = [fetch] * bool(published) + ["or set data.root, or leave them out: data.allow_missing_sources=true"]
+    return Fault(key, f"{len(missing)} of {len(sources)} sources are not on disk: {named}", "\n       ".join(remedies))
 
 
 def _wants_more(records: StageRecords, stage: StageConfig) -> bool:
@@ -129,11 +155,43 @@ def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
     try:
         if kind_of(*split_of(source.file)) in (*PACKED_KINDS, "jsonl"):
             shards(*split_of(source.file))
+        if (kind := kind_of(*split_of(source.file))) in ("json", "jsonl"):
+            problems = [form_problem(file, kind) for file in shards(*split_of(source.file))]
+            if found := next((problem for problem in problems if problem[0]), None):
+                return found
     except (OSError, ValueError) as error:
         return f"{source.path} {error}", "name a file or folder of one of the formats of docs/data.md"
     if not (folder := Path(source.media_root)).is_dir():
         return f"no media folder {folder}{other_form(folder)}", "put the images and videos there, or set data.root"
     return "", ""
+
+
+def form_problem(path: Path, kind: Kind) -> tuple[str, str]:
+    """What a JSON or JSONL file holds other than its name says, by how it begins, and the remedy; else empty."""
+    with path.open("rb") as file:
+        begins = file.read(FORM_BYTES)
+    for marks, name in ENCODINGS.items():
+        if begins.startswith(marks):
+            return f"{path}: is {name}", f"save it as UTF-8: iconv -f {name} -t UTF-8 {path.name} > NEW"
+    for mark, holds in CONTENTS.items():
+        if begins.startswith(mark):
+            return f"{path}: {holds}", "give it the name of what it holds, or unpack it"
+    text = begins.removeprefix(BOM_UTF8).decode(errors="replace").lstrip()
+    if kind == "jsonl" and text.startswith("["):
+        return f"{path}: holds a JSON list under the name of JSONL", f"call it {path.with_suffix('.json').name}"
+    if kind == "json" and text.startswith("{"):
+        if _is_json(text.partition("\n")[0]) and text.partition("\n")[2].strip():
+            return f"{path}: holds a record a line under the name of JSON", f"call it {path.with_suffix('.jsonl').name}"
+        return f"{path}: is JSON, but no list of records", "put the records into one list: [{...}, {...}]"
+    return "", ""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def count_records(file: str | Path) -> int:

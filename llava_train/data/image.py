@@ -10,15 +10,17 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from llava_train.batch.packed import VisualLayout
 from llava_train.data.sample import MediaFile
 from llava_train.data.slices import open_medium
-from llava_train.family.onevision.geometry import Geometry
+
+if TYPE_CHECKING:  # they load torch, which `check` has no time for
+    from llava_train.batch.packed import VisualLayout
+    from llava_train.family.onevision.geometry import Geometry
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # by content; none that starts another program
 PNG_SIGNATURE, PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")

@@ -6,17 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llava_train.batch.packed import VisualLayout
 from llava_train.config.schema import DataConfig, VideoConfig
 from llava_train.data.image import UnreadableImage, image_size, open_image, to_tiles, too_many_pixels
 from llava_train.data.sample import Sample
 from llava_train.data.video import UnreadableVideo, VideoReader
-from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.template import MediumKind
+
+if TYPE_CHECKING:  # they load torch, which `check` has no time for
+    from llava_train.batch.packed import VisualLayout
+    from llava_train.family.onevision.geometry import Geometry
 
 
 class MediumSize(NamedTuple):
@@ -66,16 +68,7 @@ class MediaReader:
 
         Depends on neither geometry nor limits. Raises DataError: tag/media mismatch, missing or unreadable file.
         """
-        media, stated = sample.media(), iter(sample.sizes)
-        sizes = []
-        for kind, file in media:
-            with _named(sample):
-                if kind == "video":
-                    frames, fps, height, width = self._videos.size(file)
-                    sizes.append(MediumSize(kind, height, width, frames, fps))
-                else:
-                    sizes.append(MediumSize(kind, *(next(stated) if sample.sizes else image_size(file))))
-        return sizes
+        return media_sizes(sample, self._videos)
 
     def layouts(self, sample: Sample) -> list[VisualLayout]:
         """Those of its sizes. Raises DataError as `sizes` does, and beyond a limit."""
@@ -119,10 +112,26 @@ class MediaReader:
         return tiles
 
 
+def media_sizes(sample: Sample, videos: VideoReader) -> list[MediumSize]:
+    """See `MediaReader.sizes`."""
+    media, stated = sample.media(), iter(sample.sizes)
+    sizes = []
+    for kind, file in media:
+        with _named(sample):
+            if kind == "video":
+                frames, fps, height, width = videos.size(file)
+                sizes.append(MediumSize(kind, height, width, frames, fps))
+            else:
+                sizes.append(MediumSize(kind, *(next(stated) if sample.sizes else image_size(file))))
+    return sizes
+
+
+def make_limits(data: DataConfig) -> Limits:
+    return Limits(data.max_pixels, data.max_frames, data.max_media)
+
+
 def make_media_reader(data: DataConfig, video: VideoConfig, geometry: Geometry) -> MediaReader:
-    return MediaReader(
-        geometry, make_video_reader(data, video), Limits(data.max_pixels, data.max_frames, data.max_media)
-    )
+    return MediaReader(geometry, make_video_reader(data, video), make_limits(data))
 
 
 def make_video_reader(data: DataConfig, video: VideoConfig) -> VideoReader:

@@ -196,7 +196,7 @@ def pictures(tmp_path) -> Path:
 
 def test_table_is_shown_wherever_it_lies(preview, pictures, capsys):
     (pictures / "q.csv").write_text(
-        "image;answer;split\nred_box/red_box.png;a box;train\nno.png;a;train\nno.png;b;test\n"
+        "image;answer;split\nred_box/red_box.png;a box;train\nno.png;a;train\nred_disc/red_disc.png;b;test\n"
     )
     box, missing = preview("data.file=q.csv@train", f"data.root={pictures}")
     assert box["visual"][0]["width"] == 64

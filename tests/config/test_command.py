@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from llava_train.cli.main import help_text, main, pick_verb
 
+RECORD = {"id": "a", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -30,7 +31,7 @@ def own_data(folder: Path) -> list[str]:
     (folder / "model" / "config.json").write_text('{"model_type": "llava_onevision"}')
     (folder / "model" / "vocab.json").write_text("{}")
     save_file({}, folder / "model" / "model.safetensors")
-    (folder / "it's, data.json").write_text(json.dumps([{"id": "a"}] * 300))
+    (folder / "it's, data.json").write_text(json.dumps([RECORD] * 300))
     return ["model.init=model", "data.file=it's, data.json", "data.root=."]
 
 

@@ -137,3 +137,33 @@ def test_missing_held_out_samples_are_named(whole):
 def test_counting_refuses_other_files(tmp_path):
     with pytest.raises(ValueError, match=r"\.json \.jsonl"):
         count_records(tmp_path / "a.txt")
+
+
+MISNAMED = {
+    "list under JSONL": ("lines.jsonl", b'[{"id": 1},\n{"id": 2}]', "holds a JSON list under", "call it lines.json"),
+    "lines under JSON": ("here.json", b'{"id": 1}\n{"id": 2}\n', "holds a record a line under", "call it here.jsonl"),
+    "a mapping": ("here.json", b'{\n"data": []}', "is JSON, but no list of records", "into one list"),
+    "UTF-16": ("here.json", "[{}]".encode("utf-16"), "is UTF-16", "iconv -f UTF-16 -t UTF-8 here.json"),
+    "UTF-16 without mark": ("lines.jsonl", "{}".encode("utf-16-le"), "is UTF-16", "iconv -f UTF-16"),
+    "UTF-32": ("here.json", "[]".encode("utf-32"), "is UTF-32", "iconv -f UTF-32"),
+    "gzip": ("lines.jsonl", b"\x1f\x8b\x08", "is compressed by gzip", "unpack it"),
+    "Parquet": ("here.json", b"PAR1", "is Parquet", "give it the name"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "problem", "remedy"), MISNAMED.values(), ids=MISNAMED)
+def test_a_file_that_its_name_belies_is_told_with_the_remedy(whole, name, content, problem, remedy):
+    Path(name).write_bytes(content)
+    fault = only_fault(whole)
+    assert f"{name}: {problem}" in fault.problem
+    assert remedy in fault.remedy
+
+
+def test_many_missing_sources_are_one_fault(config):
+    names = [f"s{i}" for i in range(9)]
+    entries = [f"  {n}: {{file: {n}.json, repository: {'unreleased' if n == 's0' else 'org/x'}}}" for n in names]
+    Path("mix.yaml").write_text("\n".join(["sources:", "  here: {file: here.json}", *entries]))
+    fault = only_fault(config)
+    assert fault.problem == "9 of 10 sources are not on disk: s0, s1, s2 and 6 more"
+    assert "download_source.py mix.yaml s1 s2 s3 ... --root ." in fault.remedy
+    assert "data.allow_missing_sources=true" in fault.remedy

@@ -6,6 +6,7 @@ A new format is a module with a `Reader`, a line in `READERS` and its kind in `l
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,13 @@ class Source:
         """What is not read of it, in words, with its name; empty where all is. Raises DataError."""
         told = self._told(lambda: self._reader().passed_over())
         return f"{self.name}: passed over {told}" if told else ""
+
+    def drawn(self, first: int, count: int, rng: random.Random) -> Iterator[tuple[str, Raw]] | None:
+        """Up to `count` of the records behind the first, each with where it stands, as far as the format can seek; None
+        where it cannot. Raises DataError."""
+        if (found := self._told(lambda: self._reader().drawn(first, count, rng))) is None:
+            return None
+        return iter(lambda: self._told(lambda: next(found, None)), None)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Raw]:
         """Records in order. Raises DataError, maybe after some records, where the rest cannot be read."""

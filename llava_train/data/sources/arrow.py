@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from llava_train.data.sources.columns import NUM_ROWS, Place, chosen_columns, records, unread_columns
-from llava_train.data.sources.raw import Raw, Reader
+from llava_train.data.sources.columns import NUM_ROWS, Place, chosen_columns, drawn_rows, records, unread_columns
+from llava_train.data.sources.raw import Raw, Reader, drawn_positions
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 
@@ -23,18 +24,28 @@ class Arrow(Reader):
     def count(self) -> int:
         return sum(batch.num_rows for path in self.files() for batch in pa.ipc.open_stream(_mapped(path)))
 
+    def drawn(self, first: int, count: int, rng: random.Random) -> Iterator[tuple[str, Raw]]:
+        start, chosen = 0, drawn_positions(first, self.count(), count, rng)
+        for batch, locate in self._batches():
+            stop = start + batch.num_rows
+            yield from drawn_rows([batch], start, [p for p in chosen if start <= p < stop], locate)
+            start = stop
+
     def __iter__(self) -> Iterator[Raw]:
         first = 0
+        for batch, locate in self._batches():
+            for start in range(0, batch.num_rows, NUM_ROWS):
+                yield from records(batch.slice(start, NUM_ROWS), first + start, locate)
+            first += batch.num_rows
+
+    def _batches(self) -> Iterator[tuple[pa.RecordBatch, _Locate]]:
         for path in self.files():
             mapped = _mapped(path)
             locate = _Locate(Path(os.path.abspath(path)), mapped.address, mapped.size)
             with pa.ipc.open_stream(mapped) as stream:
                 columns = chosen_columns(stream.schema)
                 for batch in stream:
-                    batch = batch.select(columns)
-                    for start in range(0, batch.num_rows, NUM_ROWS):
-                        yield from records(batch.slice(start, NUM_ROWS), first + start, locate)
-                    first += batch.num_rows
+                    yield batch.select(columns), locate
 
 
 def _mapped(path: Path) -> pa.Buffer:

@@ -8,7 +8,7 @@ its own is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,21 @@ def records(batch: pa.RecordBatch, first: int, locate: Locate = lambda *_: None)
     for i in range(batch.num_rows):
         row = {name: values[i] for name, values in columns.items() if values[i] is not None}
         yield _record(row, f"row {first + i}", kinds)
+
+
+def drawn_rows(
+    batches: Iterable[pa.RecordBatch], first: int, wanted: Sequence[int], locate: Locate = lambda *_: None
+) -> Iterator[tuple[str, Raw]]:
+    """Those at the positions `wanted`, ascending. `first`: position of the first row."""
+    waiting = list(wanted)
+    for batch in batches:
+        stop = first + batch.num_rows
+        while waiting and waiting[0] < stop:
+            position = waiting.pop(0)
+            yield str(position), next(records(batch.slice(position - first, 1), position, locate))
+        if not waiting:
+            return
+        first = stop
 
 
 def _texts(array: pa.Array) -> list:

@@ -3,6 +3,7 @@ of them, which is several, records are copied."""
 
 from __future__ import annotations
 
+import random
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,19 @@ from llava_train.data.sources.raw import Raw, Reader, made, record_of
 class JsonLines(Reader):
     def count(self) -> int:
         return sum(1 for path in self.files() for _ in _lines(path))
+
+    def drawn(self, first: int, count: int, rng: random.Random) -> Iterator[tuple[str, Raw]] | None:
+        return super().drawn(first, count, rng) or self._drawn_by_bytes(count, rng)
+
+    def _drawn_by_bytes(self, count: int, rng: random.Random) -> Iterator[tuple[str, Raw]]:
+        """Of a large file each line that follows a drawn byte."""
+        files = self.files()
+        for path in rng.choices(files, [path.stat().st_size for path in files], k=count):
+            with path.open("rb") as file:
+                offset = file.seek(rng.randrange(path.stat().st_size))
+                file.readline()
+                if content := file.readline().strip():
+                    yield f"behind byte {offset} of {path.name}", Raw(content, offset)
 
     def __iter__(self) -> Iterator[Raw]:
         for path in self.files():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 from llava_train.config.pictures import visible_files
 from llava_train.config.plain import BadRecord, passed_over, read_plain
-from llava_train.data.sources.raw import Raw, Reader, made
+from llava_train.data.sources.raw import Raw, Reader, drawn_positions, made
 
 
 class Plain(Reader):
@@ -22,6 +23,11 @@ class Plain(Reader):
 
     def count(self) -> int:
         return len(read_plain(self.path, self.split))
+
+    def drawn(self, first: int, count: int, rng: random.Random) -> Iterator[tuple[str, Raw]]:
+        """A table is read as a whole anyway."""
+        raws = list(self)
+        return ((str(position), raws[position]) for position in drawn_positions(first, len(raws), count, rng))
 
     def __iter__(self) -> Iterator[Raw]:
         for record in read_plain(self.path, self.split):

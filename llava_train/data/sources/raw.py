@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_train.config.files import COUNT_LIMIT
 from llava_train.config.kinds import RECORD_SUFFIXES, shards
 from llava_train.config.pictures import visible_below
 from llava_train.config.plain import BadRecord, files_passed_over
@@ -50,6 +52,20 @@ class Reader(ABC):
 
     def count(self) -> int:
         return sum(1 for _ in self)
+
+    def drawn(self, first: int, count: int, rng: random.Random) -> Iterator[tuple[str, Raw]] | None:
+        """Up to `count` of the records behind the first, each with where it stands; None where to find them would take
+        reading a large file through."""
+        if sum(file.stat().st_size for file in self.files()) > COUNT_LIMIT:
+            return None
+        chosen = set(drawn_positions(first, self.count(), count, rng))
+        return ((str(position), raw) for position, raw in enumerate(self) if position in chosen)
+
+
+def drawn_positions(first: int, total: int, count: int, rng: random.Random) -> list[int]:
+    """Of those from `first` on, in order."""
+    behind = range(first, total)
+    return sorted(rng.sample(behind, min(count, len(behind))))
 
 
 def made(record: dict[str, Any], blobs: tuple[bytes, ...] = ()) -> Raw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tracemalloc
 import uuid
 from datetime import date, timedelta
@@ -246,3 +247,20 @@ def test_shards_follow_each_other_in_the_order_of_their_names(tmp_path):
     ids = [record_of(raw)["id"] for raw in open_source(path, "s")]
     assert ids == [f"id-{n}" for n in NUMBERS]
     assert columns.NUM_ROWS < 100
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_drawn_rows_are_those_at_their_positions(tmp_path, kind):
+    number = 20
+    pictures = (CELL, [{"bytes": bytes([i]), "path": None} for i in range(number)])
+    path = write(tmp_path, table(image=pictures, conversations=(TURNS, [ASKED] * number)), kind)
+    whole = [record_of(one) for one in open_source(path, "s")]
+    drawn = list(open_source(path, "s").drawn(5, 7, random.Random(0)))
+    positions = [int(where) for where, _ in drawn]
+    assert len(set(positions)) == 7
+    assert positions == sorted(positions)
+    assert positions[0] >= 5
+    for (_, one), position in zip(drawn, positions, strict=True):
+        (found,), (expected,) = record_of(one)["image"], whole[position]["image"]
+        assert (found.read(), found.name) == (expected.read(), expected.name)
+    assert [where for where, _ in open_source(path, "s").drawn(18, 7, random.Random(0))] == ["18", "19"]
