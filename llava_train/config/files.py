@@ -179,10 +179,9 @@ def form_problem(path: Path, kind: Kind) -> tuple[str, str]:
     text = begins.removeprefix(BOM_UTF8).decode(errors="replace").lstrip()
     if kind == "jsonl" and text.startswith("["):
         return f"{path}: holds a JSON list under the name of JSONL", f"call it {path.with_suffix('.json').name}"
-    if kind == "json" and text.startswith("{"):
-        if _is_json(text.partition("\n")[0]) and text.partition("\n")[2].strip():
-            return f"{path}: holds a record a line under the name of JSON", f"call it {path.with_suffix('.jsonl').name}"
-        return f"{path}: is JSON, but no list of records", "put the records into one list: [{...}, {...}]"
+    first, _, rest = text.partition("\n")
+    if kind == "json" and text.startswith("{") and rest.strip() and _is_json(first):
+        return f"{path}: holds a record a line under the name of JSON", f"call it {path.with_suffix('.jsonl').name}"
     return "", ""
 
 

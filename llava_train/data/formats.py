@@ -68,7 +68,8 @@ def to_sample(record: Any, source: str, position: int, roots: MediaRoots) -> Sam
             raise BadRecord(f"is a {type(record).__name__}, not a mapping")
         record = from_messages(with_one_name(record))
         refuse_fields(record)
-        refuse_lost(record, turns := _turns(record.get("conversations"), system_text(record)))
+        turns, opens = _turns(record.get("conversations"), system_text(record))
+        refuse_lost(record, turns)
         return Sample(
             id=record_id(record, position),
             source=source,
@@ -77,6 +78,7 @@ def to_sample(record: Any, source: str, position: int, roots: MediaRoots) -> Sam
             videos=_files(record, "video", roots),
             record=name,
             sizes=_sizes(record, len(images)) if roots.sizes else (),
+            lost_opening=opens,
         )
     except BadRecord as error:
         raise DataError(source, name, "bad record", str(error)) from error
@@ -108,8 +110,8 @@ def record_name(record: Any, position: int) -> str:
     return str(position) if identity == str(position) else f"{position} (id {identity})"
 
 
-def _turns(conversation: Any, system: str) -> list[Turn]:
-    """system: the text beside the turns, empty where there is none."""
+def _turns(conversation: Any, system: str) -> tuple[list[Turn], bool]:
+    """The turns, and whether an answer before them is left out. system: the text beside the turns, or none."""
     if not isinstance(conversation, list) or not conversation:
         raise BadRecord("no conversations")
     turns = [_turn(entry) for entry in conversation]
@@ -118,13 +120,13 @@ def _turns(conversation: Any, system: str) -> list[Turn]:
     elif system and turns[0].text != system:
         raise BadRecord("the system turn and the system text beside the turns differ: leave one of them out")
     start = 1 if turns[0].role == "system" else 0
-    if len(turns) > start and turns[start].role in ANSWERS:
+    if opens := len(turns) > start and turns[start].role in ANSWERS:
         del turns[start]
     if any(turn.role == "system" for turn in turns[1:]):
         raise BadRecord("a system turn may only come first")
     if len(turns) == start:
         raise BadRecord("no human turn")
-    return turns
+    return turns, opens
 
 
 def _turn(entry: Any) -> Turn:

@@ -12,6 +12,7 @@ NOTES = (  # by number, as an index has them
     "",
     "<image> or <video> without a medium stays text",
     "files that are no pictures are passed over among the frames of a video",
+    "an answer before the first question is left out",
 )
 NAMED = 5  # samples that a note names
 
@@ -21,7 +22,9 @@ def note_of(sample: Sample) -> int:
     if sample.is_tagged_text:
         return 1
     folders = (file for file in sample.videos if isinstance(file, Path) and file.is_dir())
-    return 2 if any(sorted_frames(folder)[1] for folder in folders) else 0
+    if any(sorted_frames(folder)[1] for folder in folders):
+        return 2
+    return 3 if sample.lost_opening else 0
 
 
 def told(note: int, count: int, names: Iterable[str]) -> str:

@@ -58,6 +58,7 @@ class Sample:
     videos: Sequence[MediaFile] = ()
     record: str = ""  # where it stands in its source, for messages
     sizes: Sequence[tuple[int, int]] = ()  # (height, width) of each image as the record states them, or none
+    lost_opening: bool = False  # the record begins with an answer to nothing, which is left out
 
     @property
     def is_tagged_text(self) -> bool:

@@ -142,7 +142,7 @@ def test_counting_refuses_other_files(tmp_path):
 MISNAMED = {
     "list under JSONL": ("lines.jsonl", b'[{"id": 1},\n{"id": 2}]', "holds a JSON list under", "call it lines.json"),
     "lines under JSON": ("here.json", b'{"id": 1}\n{"id": 2}\n', "holds a record a line under", "call it here.jsonl"),
-    "a mapping": ("here.json", b'{\n"data": []}', "is JSON, but no list of records", "into one list"),
+    "a mapping": ("here.json", b'{\n"data": []}', "is JSON, but no list of records", "mend the file"),
     "UTF-16": ("here.json", "[{}]".encode("utf-16"), "is UTF-16", "iconv -f UTF-16 -t UTF-8 here.json"),
     "UTF-16 without mark": ("lines.jsonl", "{}".encode("utf-16-le"), "is UTF-16", "iconv -f UTF-16"),
     "UTF-32": ("here.json", "[]".encode("utf-32"), "is UTF-32", "iconv -f UTF-32"),

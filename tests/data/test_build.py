@@ -225,6 +225,16 @@ def test_texts_with_a_tag_are_counted_and_named(build):
     assert build().notes == [told]
 
 
+def test_answers_before_the_first_question_are_counted_and_named(build, tmp_path):
+    talk = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
+    opened = [{"role": "system", "content": "s"}, {"role": "assistant", "content": "Hello."}, *talk]
+    records = [{"conversations": [talk[1], *talk]}, {"conversations": talk}, {"id": "x", "messages": opened}]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    notes = build(replace(DATA, file=str(tmp_path / "a.json"))).notes
+    told = "an answer before the first question is left out in 2 samples, such as a, record 0; a, record 2 (id x)"
+    assert notes == [told]
+
+
 def test_files_that_are_passed_over_are_told(build, tmp_path):
     data = copy_of_tiny(tmp_path / "data")
     (tmp_path / "data" / "frames" / "times.json").write_text("[]")
