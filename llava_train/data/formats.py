@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.errors import DataError
+from llava_train.config.errors import DataError, cut_short
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.plain import BadRecord
 from llava_train.config.schema import DataConfig
@@ -23,6 +23,7 @@ from llava_train.data.paths import inside
 from llava_train.data.sample import MediaFile, PackedFile, Role, Sample, Turn
 from llava_train.family.onevision.template import ANSWERS
 
+ID_SHOWN = 200  # characters of an id that messages repeat
 ROLES: dict[str, Role] = {
     "system": "system",
     "human": "human",
@@ -107,7 +108,7 @@ def _writable(text: str) -> str:
 def record_name(record: Any, position: int) -> str:
     """What errors call it: its position, and the id where it has one."""
     identity = record_id(record, position)
-    return str(position) if identity == str(position) else f"{position} (id {identity})"
+    return str(position) if identity == str(position) else f"{position} (id {cut_short(identity, ID_SHOWN)})"
 
 
 def _turns(conversation: Any, system: str) -> tuple[list[Turn], bool]:

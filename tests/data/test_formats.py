@@ -43,6 +43,8 @@ def test_absolute_paths_stay():
 def test_id_is_text_or_the_position():
     assert to_sample({"id": 7, "conversations": TURNS}, "s", 3, ROOTS).record == "3 (id 7)"
     assert to_sample({"conversations": TURNS}, "s", 3, ROOTS).id == "3"
+    long = to_sample({"id": "x" * 9000, "conversations": TURNS}, "s", 3, ROOTS)
+    assert (long.id, long.record) == ("x" * 9000, f"3 (id {'x' * 200}... (9,000 characters))")
 
 
 def test_role_content_and_role_names_are_accepted():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from llava_train.config.schema import VideoConfig
 from llava_train.data.collate import collate
 from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.fields import LEARNED_KEYS, RECORD_KEYS, REFUSED
-from llava_train.data.formats import MediaRoots, to_sample
+from llava_train.data.formats import MediaRoots, to_answered, to_sample
 from llava_train.data.media import Limits, MediaReader, MediumSize
 from llava_train.data.sample import Sample, Turn
 from llava_train.data.video import VideoReader
@@ -145,7 +146,9 @@ def outcome(make: Callable[[], Any]) -> Any:
     try:
         return make()
     except DataError as error:
-        str(error).encode()  # a log can hold it
+        told = str(error).encode()  # a log can hold it
+        if len(told) > 2000:
+            pytest.fail(f"a message of {len(told)} bytes: {told[:200]!r}")
         return error.reason
 
 
@@ -298,6 +301,12 @@ parts = st.fixed_dictionaries(
 contents = texts | texts | texts | st.just("a \ud800") | st.lists(parts, max_size=2) | json_values
 
 
+NO_PATHS = [  # which no file can be called
+    *("", "A" * 300, "a/" * 3000, "data:image/png;base64,iVBORw0KGgo=", "iVBORw0KGgo" + "A/+9" * 40),
+    *("https://host/a.png", "file:///a.png", "s3://a/b.png"),
+]
+
+
 @st.composite
 def records(draw) -> Any:
     """Mostly conversations, with something else in places."""
@@ -314,8 +323,14 @@ def records(draw) -> Any:
         record[draw(fields)] = draw(st.sampled_from(["Be brief.", 0, 1, True, None, [], [{"name": "x"}]]) | json_values)
     for key, usual in {"image": "a.png", "video": ["v.mp4"], "id": "7", "width": 8, "height": [8]}.items():
         if draw(st.integers(0, 3)) == 0:
-            odd = json_values | st.sampled_from(["../a.png", "a\x00b", ["a.png", "b.png"], 0])
+            odd = json_values | st.sampled_from(["../a.png", "a\x00b", ["a.png", "b.png"], 0, *NO_PATHS])
             record[key] = draw(st.just(usual) | odd)
+    for key in ("images", "videos"):
+        if draw(st.integers(0, 5)) == 0:
+            record[key] = draw(st.sampled_from(["a.png", ["a.png", ""], [None], "", None, NO_PATHS[:2]]) | json_values)
+    if draw(st.integers(0, 5)) == 0:  # as a table stores them
+        name = next(iter(record))
+        record[name] = json.dumps(record[name])[: draw(st.sampled_from([None, None, -1]))]
     for key in ("imgs", "image_path", "Image", "media", "source"):
         if draw(st.integers(0, 9)) == 0:
             record[key] = draw(st.sampled_from(["a.png", ["a.png"], {"bytes": "x"}, 7, None]) | json_values)
@@ -323,7 +338,8 @@ def records(draw) -> Any:
 
 
 def record_turns(record: dict) -> list[dict]:
-    return record.get("conversations", record.get("messages"))
+    turns = record.get("conversations", record.get("messages"))
+    return json.loads(turns) if isinstance(turns, str) else turns
 
 
 @pytest.mark.parametrize("examples", LONG)
@@ -333,9 +349,12 @@ def test_a_bad_record_is_refused_by_name_and_raises_nothing_else(encoders, examp
     def holds(drawn: tuple[Any, Encoder]) -> None:
         record, encoder = drawn
         sample = outcome(lambda: to_sample(record, "s", 0, roots))
+        answered = outcome(lambda: to_answered(record, "s", 0, roots))
         if isinstance(sample, str):
-            assert sample == "bad record"
+            assert sample == answered == "bad record"
             return
+        says_nothing = any(turn.role == "gpt" and not turn.text.strip() for turn in sample.turns)
+        assert answered == ("bad record" if says_nothing else sample)
         said = [turn.get(key) for turn in record_turns(record) for key in LEARNED_KEYS if turn.get(key) is not None]
         assert sum(turn.role == "given" for turn in sample.turns) <= said.count(0)
         assert not any(record.get(key) or turn.get(key) for key in REFUSED for turn in record_turns(record))
