@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from llava_train.batch.packed import PackedBatch
@@ -96,6 +97,8 @@ class Engine:
         self._plain_clip = stage.optimizer.max_grad_norm if _is_plain(stage) else None
         self._level = _deepspeed_level(stage)
         self._place = (ranks.rank, ranks.world_size)
+        if self._level >= 2 and not stage.zero.offload_optimizer:
+            _take_norms_at_once(self._engine.optimizer, ranks.device)
         self.trained_slices(), self.frozen_slices()  # what DeepSpeed misses shows now, not at the first checkpoint
 
     @property
@@ -233,6 +236,23 @@ def _read_into_shards(module: nn.Module, settings: dict[str, Any]) -> None:
             convert = internal(parameter, "convert_to_zero_parameters")
         else:
             convert(param_list=[parameter])
+
+
+def _take_norms_at_once(optimizer: Any, device: torch.device) -> None:
+    """The gradient's norm in a few kernels in place of a dozen for each tensor, during which a GPU would idle.
+
+    On an H200 a step of 700 tensors took the host 120 ms, of AdamW's 7 ms of the GPU. A norm that is not finite stops
+    DeepSpeed's update as before, so that its own look at each tensor for that goes too.
+    """
+
+    def norm(gradients: list[torch.Tensor], *_: Any) -> torch.Tensor:
+        square = nn.utils.get_total_norm(gradients).to(device, torch.float64).square()
+        dist.all_reduce(square)
+        return square.sqrt().float()
+
+    internal(optimizer, "get_grad_norm_direct"), internal(optimizer, "check_overflow")
+    optimizer.get_grad_norm_direct = norm
+    optimizer.check_overflow = lambda partition_gradients=True: None  # noqa: ARG005
 
 
 def place_buffers(module: nn.Module, device: torch.device) -> None:

@@ -111,7 +111,7 @@ class Fit:
         problem = self._problem(batch, step)
         if not self._enabled or len(batch.sample_ids) < 2:
             raise RunError(f"{problem}\n    -> {self._remedy(batch)}")
-        if self._ranks.world_size == 1:
+        if self._ranks.world_size == 1 and step > 0:
             save()
         budgets = self._halved(batch)
         pack = {"samples": len(batch.sample_ids), "tokens": len(batch.input_ids), "tiles": len(batch.pixel_values)}
