@@ -21,6 +21,7 @@ from llava_train.config.schema import StageConfig, VideoConfig
 from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry, make_geometry
 from llava_train.family.onevision.processor import aspect_ratio, processor_files
+from llava_train.family.onevision.start import open_start
 from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_name, chat_template
 from llava_train.model.card import Card, card_record, render_card
 from llava_train.model.tensorfile import Spec, bytes_of, write_tensors
@@ -175,7 +176,9 @@ def stage_geometries(
         elif geometries:
             geometries[name] = list(geometries.values())[-1]
         else:
-            geometries[name] = read_preparation(init, LlavaOnevisionConfig.from_pretrained(init)).geometry
+            folder = open_start("model.init", init, weights=False).folder
+            config = LlavaOnevisionConfig.from_pretrained(folder, trust_remote_code=False)
+            geometries[name] = read_preparation(str(folder), config).geometry
     return geometries
 
 

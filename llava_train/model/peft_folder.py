@@ -23,7 +23,7 @@ from llava_train.model.start import module_name
 from llava_train.model.stored import StoredTensors, read_json, shortened
 
 if TYPE_CHECKING:  # it takes seconds to import, and only adapters need it
-    from peft import LoraConfig
+    from peft import LoraConfig as PeftConfig
 
 PREFIX = "base_model.model."  # of PEFT's keys
 # PEFT's options that are honoured, and those that change nothing once it is trained; any other one is refused by name.
@@ -43,7 +43,7 @@ _MERGE = "merge it into its base with PEFT (merge_and_unload, save_pretrained) a
 class PeftFolder:
     """config: each target by its full name. saved: modules that the adapter replaces whole. tensors: the whole file."""
 
-    config: LoraConfig
+    config: PeftConfig
     saved: list[str]
     tensors: dict[str, torch.Tensor]
 
@@ -51,7 +51,7 @@ class PeftFolder:
 def read_peft_folder(folder: Path, hf_model: nn.Module) -> PeftFolder:
     """hf_model: the base, without adapters. Raises ConfigError where the adapter is of a kind that is not read, or
     adapts other modules than its file holds weights of."""
-    from peft import LoraConfig
+    from peft import LoraConfig as PeftConfig
 
     files = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]  # the first is the one PEFT reads
     if not ((folder / ADAPTER_CONFIG).is_file() and files):
@@ -60,7 +60,7 @@ def read_peft_folder(folder: Path, hf_model: nn.Module) -> PeftFolder:
     kind = read_json("adapter", folder / ADAPTER_CONFIG).get("peft_type")
     if kind != "LORA":
         raise fault(f"{folder} is a {kind} adapter", f"only LoRA is read; {_MERGE}")
-    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
+    config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     _refuse_other_kinds(folder, config)
     stored = StoredTensors("adapter", files[:1])
     tensors = {module_name(key.removeprefix(PREFIX)): stored.read(key) for key in stored.specs}
@@ -71,20 +71,20 @@ def fault(problem: str, remedy: str) -> ConfigError:
     return ConfigError([Fault("adapter", problem, remedy)])
 
 
-def _refuse_other_kinds(folder: Path, config: LoraConfig) -> None:
-    from peft import LoraConfig
+def _refuse_other_kinds(folder: Path, config: PeftConfig) -> None:
+    from peft import LoraConfig as PeftConfig
 
     if config.init_lora_weights not in (True, False, "eva", *INITS):
         told = f"{folder} is an adapter initialised by {config.init_lora_weights}, which changes its base's weights"
         raise fault(told, f"only LoRA that leaves them as they are is read; {_MERGE}")
-    plain = LoraConfig()
+    plain = PeftConfig()
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _HONOURED | _WITHOUT_EFFECT}
     set_ = [f"{name}={value}" for name, value in options.items() if value and value != getattr(plain, name)]
     if set_:
         raise fault(f"{folder} is an adapter with {', '.join(set_)}, which is not read", _MERGE)
 
 
-def _in_full(folder: Path, config: LoraConfig, tensors: dict[str, torch.Tensor], hf_model: nn.Module) -> PeftFolder:
+def _in_full(folder: Path, config: PeftConfig, tensors: dict[str, torch.Tensor], hf_model: nn.Module) -> PeftFolder:
     """By the names of the transformers that wrote it: the first under which its targets are what the file adapts."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -115,7 +115,7 @@ def _before_4_52(name: str) -> str:
     return export_name(f"{name}.").removesuffix(".")
 
 
-def _explicit(config: LoraConfig, names: dict[str, str], targets: set[str]) -> LoraConfig:
+def _explicit(config: PeftConfig, names: dict[str, str], targets: set[str]) -> PeftConfig:
     """In place: rank and alpha of each target by its full name."""
     from peft.utils.other import get_pattern_key
 

@@ -68,7 +68,7 @@ class Answerer:
             attach_adapter(hf_model, Path(adapter))
         if device_map == load_in == "none":  # else its loader has placed it
             hf_model.to(device)
-        preparation = read_preparation(init, hf_model.config, adapter)
+        preparation = read_preparation(str(loaded.folder), hf_model.config, adapter)
         self.tokenizer = loaded.tokenizer
         self._forward = PackedForward(hf_model, preparation.geometry, device=device).eval()
         config = hf_model.config
@@ -79,7 +79,7 @@ class Answerer:
         self._media = MediaReader(preparation.geometry, self._videos, Limits(max_pixels))
         own = hf_model.generation_config
         if adapter and (Path(adapter) / GENERATION_CONFIG_NAME).is_file():
-            own = GenerationConfig.from_pretrained(adapter)
+            own = GenerationConfig.from_pretrained(adapter, trust_remote_code=False)
         self._ends = [own.eos_token_id] if isinstance(own.eos_token_id, int) else list(own.eos_token_id or [])
         self._ends = self._ends or [self.tokenizer.eos_token_id]
         pad = self.tokenizer.pad_token_id

@@ -63,6 +63,8 @@ def build_trainer(
 
 def _geometry(model: LoadedModel, stage: Stage) -> Geometry:
     config: Any = model.model.config
-    vision, start = config.vision_config, model.sources["projector"] if stage.start.init else ""
-    [geometry] = stage_geometries({stage.name: stage.settings}, start, vision.image_size, vision.patch_size).values()
+    vision, start = config.vision_config, model.folder or ""
+    [geometry] = stage_geometries(
+        {stage.name: stage.settings}, str(start), vision.image_size, vision.patch_size
+    ).values()
     return geometry
