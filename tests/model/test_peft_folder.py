@@ -96,7 +96,7 @@ def assert_logits(base: Base, folder: Path, expected: torch.Tensor) -> None:
     """By transformers' forward and by ours."""
     ours = deepcopy(base.hf_model)
     attach_adapter(ours, folder)
-    torch.testing.assert_close(base.logits(ours), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(base.logits(ours), expected, rtol=0, atol=1e-4)  # kernels go by a weight's alignment
     with torch.no_grad():
         packed = ours.lm_head(PackedForward(ours, base.geometry).hidden_states(base.batch))
     torch.testing.assert_close(packed, expected, rtol=0, atol=1e-4)
@@ -117,7 +117,8 @@ def test_on_a_bf16_base_an_adapter_computes_in_fp32_as_peft_lets_it(tmp_path, ba
     ours = deepcopy(base.hf_model)
     attach_adapter(ours, tmp_path / "adapter")
     assert {p.dtype for name, p in ours.named_parameters() if ".lora_" in name} == {torch.float32}
-    torch.testing.assert_close(base.logits(ours), expected, rtol=0, atol=0)
+    two_units = 2 * 2**-8 * float(expected.abs().max())  # of the last place, in bf16
+    torch.testing.assert_close(base.logits(ours), expected, rtol=0, atol=two_units)
 
 
 def test_a_pickle_of_tensors_alone_is_read_too(tmp_path, bases):
