@@ -1,6 +1,7 @@
 """Ranks that wait for each other say for whom, and end in time; a port that is taken says so."""
 
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -46,9 +47,13 @@ def test_a_rank_without_rank_0_says_where_it_looked():
     assert "Connection refused" in told
 
 
-def test_a_program_that_never_answers_is_waited_for_no_longer():
+def test_a_program_that_never_answers_is_waited_for_no_longer(monkeypatch):
+    monkeypatch.setattr(meeting, "ANSWER", timedelta(seconds=1))
+    before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert "what listens there does not answer" in in_vain(launch(1, 2, other.getsockname()[1]))
+    for thread in set(threading.enumerate()) - before:  # ends with the program; at the interpreter's end it may not
+        thread.join(20)
 
 
 def test_a_port_that_is_taken_is_named():
