@@ -118,7 +118,7 @@ def test_parameters_of_a_small_model():
 
 
 @pytest.mark.parametrize(
-    ("level", "bytes_a_weight"), [(1, 2 + 4 + 12 / 8), (2, 2 + 16 / 8), (3, 18 / 8), (0, 2 + 4 + 12 / 8)]
+    ("level", "bytes_a_weight"), [(1, 2 + 2 + 4 + 12 / 8), (2, 2 + 16 / 8), (3, 18 / 8), (0, 2 + 2 + 4 + 12 / 8)]
 )
 def test_states_by_level(level, bytes_a_weight, stage):
     held = states(SEVEN, stage, ZeroConfig(level, False, False), 8)
@@ -130,13 +130,17 @@ def test_offload_moves_states_to_the_host(stage):
     plain = states(SEVEN, stage, ZeroConfig(3, False, False), 8)
     both = states(SEVEN, stage, ZeroConfig(3, True, True), 8)
     assert both.gpu == plain.gathered
-    assert both.host == plain.gpu - plain.gathered
+    assert both.host == plain.gpu - plain.gathered + plain.gradients, "gradients twice"
+    alone = states(SEVEN, stage, ZeroConfig(2, True, False), 8)
+    largest = 2 * 3584 * 152064  # a gradient on its way, on both sides
+    assert alone.gpu - alone.gathered == 8_030_348_832 * (2 + 4 / 8), "gradients stay"
+    assert alone.host == 8_030_348_832 * 18 / 8 + largest
 
 
 def test_frozen_parts_have_weights_alone(stage):
     part = frozen(stage, "vision_tower", "language_model")
     held = states(SEVEN, part, ZeroConfig(1, False, False), 1)
-    assert held.gpu == 8_030_348_832 * 2 + 16_980_992 * 16
+    assert held.gpu == 8_030_348_832 * 2 + 16_980_992 * 18
 
 
 def test_checkpointing_saves_memory_and_supervised_rows_need_some(stage):

@@ -19,10 +19,10 @@ from llava_train.family.onevision.cost import ModelDims, Recomputed, num_adapter
 
 GRADIENT = 4  # bytes of a trained weight's gradient, which is accumulated in fp32
 MOMENTS = 8  # bytes of AdamW's two moments of a trained weight, fp32
-MASTER = 4  # bytes of the fp32 copy of a weight that trains in bf16
+MASTER = 4  # bytes of the fp32 copy of a trained weight, which DeepSpeed makes of fp32 weights too
 WEIGHT = {"none": 0.0, "8bit": 1.0, "4bit": 0.53}  # bytes of a quantised weight, with its scales
 LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered at the most, as train/engine.py sets it
-BUCKET = 200_000_000  # gradients on their way between ranks at ZeRO 2 and 3, likewise; there are two
+BUCKET = 200_000_000  # gradients on their way between ranks at ZeRO 2 and 3, likewise; at ZeRO 2 there are two
 RESERVED = 2e9  # bytes of the CUDA context, of the libraries and of what the allocator cannot use; a guess
 ROWS = 2048  # of logits at a time, as in model/loss.py
 FILLED = 0.92  # share of a memory that gradient_checkpointing=auto plans to fill; a guess
@@ -53,6 +53,17 @@ def num_trained(dims: ModelDims, stage: StageConfig) -> int:
     )
 
 
+def _largest_trained(dims: ModelDims, stage: StageConfig) -> int:
+    """Weights of the largest matrix that trains whole."""
+    sizes = {
+        "vision_tower": dims.tower_hidden * dims.tower_intermediate,
+        "projector": max(dims.hidden, dims.tower_hidden) * dims.hidden,
+        "language_model": dims.head,
+    }
+    rates = vars(stage.learning_rate)
+    return max((sizes[part] for part in sizes if rates[part] != "frozen" and part not in stage.lora), default=0)
+
+
 @dataclass(frozen=True)
 class States:
     """Bytes of one rank on its GPU and in the host's memory."""
@@ -69,7 +80,11 @@ class States:
 
 
 def states(dims: ModelDims, stage: StageConfig, zero: ZeroConfig, world_size: int) -> States:
-    """The model's states on one of `world_size` ranks, as `train/engine.py` runs DeepSpeed."""
+    """The model's states on one of `world_size` ranks, as `train/engine.py` runs DeepSpeed 0.19.8.
+
+    Of the moment when they are most: at the end of a backward that is not the first. At ZeRO 3 no weight outlives its
+    use in the forward: DeepSpeed's linear layers keep the parameter, which is empty then, and no view of its values.
+    """
     wholes, trained = num_parameters(dims), num_trained(dims, stage)
     bf16 = stage.precision == "bf16"
     level = max(1, zero.level) if bf16 else zero.level  # bf16 without ZeRO runs as level 1
@@ -78,14 +93,26 @@ def states(dims: ModelDims, stage: StageConfig, zero: ZeroConfig, world_size: in
     num_weights = sum(wholes.values())
     weights = (num_weights - quantised) * element + quantised * WEIGHT[stage.load_in]
     weights /= world_size if level == 3 else 1
+    shares = world_size if level >= 1 else 1
     gradients = trained * GRADIENT / (world_size if level >= 2 else 1)
-    optimizer = trained * (MOMENTS + (MASTER if bf16 else 0)) / (world_size if level >= 1 else 1)
-    gathered = (2 * min(BUCKET, trained) * element if level >= 2 else 0) + (
-        min(LIVE, num_weights) * element if level == 3 else 0
-    )
+    if bf16 and level == 1:
+        gradients += trained * element  # a micro-batch's own stay beside the sum (BF16_Optimizer)
+    optimizer = trained * (MOMENTS + (MASTER if level >= 1 else 0)) / shares
+    gathered = {2: 2.0 * min(BUCKET, trained), 3: float(BUCKET + min(LIVE, num_weights))}.get(level, 0.0) * element
     host = 0.0
-    if zero.offload_optimizer:
-        host, gradients, optimizer = host + optimizer + gradients, 0.0, 0.0
+    if zero.offload_optimizer and level == 3:
+        host, gradients, optimizer = (
+            optimizer + 2 * gradients,
+            0.0,
+            0.0,
+        )  # summed, and again as the optimiser reads them
+    elif zero.offload_optimizer:
+        largest = element * _largest_trained(dims, stage)  # a gradient on its way
+        host = optimizer + gradients + trained * element / shares + largest  # with the weights on their way back
+        gathered += largest
+        optimizer = 0.0
+        if not bf16:  # where the sum has the weights' dtype it is the host that adds
+            host, gradients = host + trained * GRADIENT / shares, 0.0
     if zero.offload_parameters:
         host, weights = host + weights, 0.0
     return States(weights, gradients, optimizer, gathered, host)
@@ -184,20 +211,21 @@ def _layer_inside(dims: ModelDims, stage: StageConfig) -> float:
     gated = element * 3 * m  # the gate, what passes it, and it by its activation
     norms = 4 * 2 * h  # their inputs in fp32
     adapter = stage.lora.get("language_model")
-    if adapter is not None and adapter.dropout:
-        return norms + attention + gated + (element + 1) * (5 * h + queries + m)  # what each adapter reads, and a mask
-    if adapter is not None:
-        return norms + attention + gated + element * (2 * h + m)
-    if stage.learning_rate.language_model == "frozen":
-        return norms + attention + gated
-    return norms + attention + gated + element * (4 * h + m)
+    whole = adapter is None and stage.learning_rate.language_model != "frozen"
+    normed = element * 2 * h if whole else 0.0  # before the norms' weights
+    inputs = element * (2 * h + m)  # of the products, where a weight trains that multiplies them
+    masks = 0.0
+    if adapter is not None and adapter.dropout:  # each adapter reads a copy of its own
+        masks = (element + 1) * (5 * h + queries + m)
+    read = whole or (adapter is not None and not masks) or stage.zero.level == 3  # there DeepSpeed's layers keep them
+    return attention + gated + norms + normed + masks + (inputs if read else 0.0)
 
 
 def _mlp_backward(dims: ModelDims, stage: StageConfig) -> float:
     """Bytes of a token beyond what a layer keeps, when its MLP's product goes back into its factors: six of the MLP's
     width then, of which the product itself, where it was kept, is gone."""
     element = 2 if stage.precision == "bf16" else 4
-    frozen = stage.learning_rate.language_model == "frozen"
+    frozen = stage.learning_rate.language_model == "frozen" and stage.zero.level < 3
     return element * (3 if frozen else 2) * dims.intermediate
 
 
