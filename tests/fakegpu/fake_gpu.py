@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 NAME = "fakegpu"
 REGISTER = "_setup_privateuseone_for_python_backend"
+WHOLE = ("silu_backward", "_fused_rms_norm", "_fused_rms_norm_backward")  # one kernel on a GPU
 COPIES = ("aten::_to_copy", "aten::copy_")
 INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_unsafe_index", "aten::_unsafe_index_put")
 PRINTS = (torch.Tensor.__repr__, torch.Tensor.__format__)
@@ -56,7 +57,8 @@ class FakeGpu:
         self.found: list[Exception] = []
         self._kernels = torch.library.Library("aten", "IMPL")
         self._kernels.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
-        self._kernels.impl("silu_backward", _unused, "PrivateUse1")
+        for name in WHOLE:
+            self._kernels.impl(name, _unused, "PrivateUse1")
 
     def place_parameters(self, module: nn.Module) -> None:
         """Each to the device, as DeepSpeed moves them at every level; what is shared stays shared.

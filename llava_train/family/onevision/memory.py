@@ -159,10 +159,10 @@ def activations(
 ) -> np.ndarray:
     """Bytes that a forward and its backward hold at their fullest, float64 [packs], from integers [packs].
 
-    The fullest of five moments, of which no two coincide: the loss, when a chunk of logits stands beside all that is
-    kept; the backward of the last norm, with five tensors in fp32; and the first backward of a layer of the language
-    model, of the projector and of a layer of the tower, when what a recomputed layer keeps and a backward's own tensors
-    stand beside what is still kept. A layer that runs forward again keeps its input until then.
+    The fullest of four moments, of which no two coincide: the loss, when a chunk of logits stands beside all that is
+    kept; and the first backward of a layer of the language model, of the projector and of a layer of the tower, when
+    what a recomputed layer keeps and a backward's own tensors stand beside what is still kept. A layer that runs
+    forward again keeps its input until then.
     """
     element = 2 if stage.precision == "bf16" else 4
     trains = {part: rate != "frozen" for part, rate in vars(stage.learning_rate).items()}
@@ -182,19 +182,20 @@ def activations(
     head = element * dims.head if whole else 0  # its gradient, which a tied embedding adds to at the end
     waiting = head if dims.tied else 0
 
-    top = 0 if recomputed.language < dims.layers else inside  # of what the last layer keeps
+    top = (
+        0 if recomputed.language < dims.layers else inside - element * h
+    )  # of what the last layer keeps, but its input
     top_tower = 0 if recomputed.tower < dims.tower_layers else tower_inside
-    norm = (4 + (element if whole else 0)) * h * tokens  # the last one
+    norm = element * h * tokens  # what the last one reads
     predicting = 2 * element * h * supervised  # states, and their gradient
     moments = [
         layers + below + norm + predicting + head + _chunk(element, supervised) * dims.vocab,
-        layers + below + norm + 5 * 4 * h * tokens + waiting,
         layers + (top + element * h) * tokens + _mlp_backward(dims, stage) * tokens + below + waiting,
         tower + element * (d + 4 * h) * patches * bool(projector.any()) + element * h * tokens + waiting,
         tower + (top_tower + element * (d + m)) * patches + element * h * tokens + waiting,
     ]
     if not trains["vision_tower"]:  # its forward, of which nothing is kept
-        moments[4] = element * (2 * d + 2 * m) * patches + element * h * tokens
+        moments[3] = element * (2 * d + 2 * m) * patches + element * h * tokens
     return np.asarray(np.maximum.reduce(moments), np.float64)
 
 
@@ -209,16 +210,15 @@ def _layer_inside(dims: ModelDims, stage: StageConfig) -> float:
     h, m, queries = dims.hidden, dims.intermediate, dims.heads * dims.head_dim
     attention = element * 2 * (dims.heads + dims.kv_heads) * dims.head_dim + 4 * dims.heads  # q, k, v, output; log sums
     gated = element * 3 * m  # the gate, what passes it, and it by its activation
-    norms = 4 * 2 * h  # their inputs in fp32
+    norms = element * 2 * h  # what they read
     adapter = stage.lora.get("language_model")
     whole = adapter is None and stage.learning_rate.language_model != "frozen"
-    normed = element * 2 * h if whole else 0.0  # before the norms' weights
     inputs = element * (2 * h + m)  # of the products, where a weight trains that multiplies them
     masks = 0.0
     if adapter is not None and adapter.dropout:  # each adapter reads a copy of its own
         masks = (element + 1) * (5 * h + queries + m)
     read = whole or (adapter is not None and not masks) or stage.zero.level == 3  # there DeepSpeed's layers keep them
-    return attention + gated + norms + normed + masks + (inputs if read else 0.0)
+    return attention + gated + norms + masks + (inputs if read else 0.0)
 
 
 def _mlp_backward(dims: ModelDims, stage: StageConfig) -> float:
