@@ -40,7 +40,7 @@ from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.sample import PackedFile, Sample
 from llava_train.data.sources import Raw, Source, record_of
 
-FORMAT = 7  # of the folder; a change of form makes old indexes unread
+FORMAT = 8  # of the folder; a change of form makes old indexes unread
 CHUNK = 256  # records measured at a time
 PARALLEL_ABOVE = 2048  # records; below, starting processes costs more than it saves
 AHEAD = 4  # chunks per process that wait to be measured
