@@ -19,12 +19,11 @@ def run(argv: list[str]) -> int:
 
     config, records = load_checked(argv)
     look = look_at_records(config)
+    passed = passed_over(present_sources(config.data, stage) for stage in config.stages.values())
     if look.faults:
+        print(*passed, sep="\n", end="\n" * bool(passed))
         raise ConfigError(look.faults)
-    print(summary(config, records))
-    for line in passed_over(present_sources(config.data, stage) for stage in config.stages.values()):
-        print(line)
-    print(look)
+    print(summary(config, records), look, *passed, sep="\n")
     return 0
 
 

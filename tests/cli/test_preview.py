@@ -223,6 +223,7 @@ def test_what_is_passed_over_is_told_by_preview_and_check(preview, tmp_path, cap
     from llava_train.cli import check
 
     (tmp_path / "q.csv").write_text("image,answer,note\na.png,a,b\n")
+    shutil.copy(ROOT / "data" / "tiny" / "images" / "red_box.png", tmp_path / "a.png")
     preview(f"data.file={tmp_path}/q.csv", f"data.root={tmp_path}")
     assert "q: passed over columns note" in capsys.readouterr().out
     words = [f"stages.{stage}.global_batch_size=1" for stage in ("projector", "onevision")]
