@@ -1,6 +1,6 @@
 """As run_worker.py, but ZeRO-3 shards small parameters as well, which DeepSpeed keeps whole: all of these are small.
 
-After each run rank 0 prints what it holds of a quantised weight.
+Before each run rank 0 prints what it holds of a quantised weight.
 """
 
 import runpy
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava_train.train import engine, loop
 
-configure, run = engine.deepspeed_config, loop.Trainer.run
+configure, build = engine.deepspeed_config, loop.Trainer.__init__
 
 
 def shard_all(stage, world_size):
@@ -18,8 +18,8 @@ def shard_all(stage, world_size):
     return config
 
 
-def run_and_tell(trainer):
-    run(trainer)
+def build_and_tell(trainer, *what):
+    build(trainer, *what)
     layer = trainer.loaded.model.model.language_model.layers[0].mlp.down_proj.base_layer
     here = getattr(layer.weight, "ds_tensor", layer.weight)
     if trainer.ranks.is_first:
@@ -27,5 +27,5 @@ def run_and_tell(trainer):
 
 
 if __name__ == "__main__":
-    engine.deepspeed_config, loop.Trainer.run = shard_all, run_and_tell
+    engine.deepspeed_config, loop.Trainer.__init__ = shard_all, build_and_tell
     runpy.run_path(str(Path(__file__).with_name("run_worker.py")), run_name="__main__")
