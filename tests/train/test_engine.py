@@ -1,6 +1,7 @@
 """The engine at every ZeRO level against AdamW by hand, micro-batches varying from step to step."""
 
 import json
+import sys
 
 import engine_worker
 import pytest
@@ -55,6 +56,15 @@ def check_results(everything: list[str], printed: str, fp32: float = 2e-6) -> No
         for name, weights in expected["weights"].items():
             assert result["weights"][name] == pytest.approx(weights, abs=tolerance), (words, name)
         assert result["left"] <= 0, f"{words}: a closed engine keeps {result['left']} bytes"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_holds_no_more_after_four_stages_than_after_one(torchrun):
+    lines = torchrun(1, "memory_worker.py", "2", "3").splitlines()
+    levels = [json.loads(line.removeprefix("HELD ")) for line in lines if line.startswith("HELD ")]
+    assert len(levels) == 2
+    for first, *_, last in levels:
+        assert last - first < 9e6, "less than the weights of one of them"
 
 
 def test_buffers_are_placed_where_the_batches_are():
