@@ -6,6 +6,7 @@ import atexit
 import os
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from llava_train.train.meeting import meet
 TIMEOUT = timedelta(minutes=10)
 # The others wait while rank 0 indexes, exports or writes a report. A lost rank still shows at once, as a closed socket.
 LONG_TIMEOUT = timedelta(days=7)
+GRACE = 0.1  # seconds between the last message and the end of the process
 # Names of CUDA's allocator settings, the one that torch 2.11 to 2.13 asks for first; it reads the others as well.
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 # What gloo, NCCL and the store say on the ranks that are left when one is gone.
@@ -222,4 +224,11 @@ def _init_process_group(backend: str, launch: Launch) -> None:
         dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
     dist.distributed_c10d._set_pg_timeout(TIMEOUT)
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Before the interpreter ends, for which the threads of gloo need it: to let go of the last tensors. One that comes
+    too late would abort a process that has done all its work (pytorch/pytorch, issue 190489)."""
+    dist.destroy_process_group()
+    time.sleep(GRACE)
