@@ -192,7 +192,7 @@ class EvaluationConfig:
     batch_size: int
     max_new_tokens: int
     every: int = 0  # optimiser steps between held-out losses, beside one before the first and one at the end; 0 = none
-    file: Pathname = ""  # of the held-out samples: JSON, JSONL or mixture YAML; "" = `held_out` of each stage's own
+    file: Pathname = ""  # of the held-out samples, as data.file; "" = `held_out` of each stage's own
     held_out: int | float = 0  # samples of a stage that it does not train on: from 1 a number, below a share
     patience: int = 0  # held-out losses without a new minimum that end a stage; 0 = never
 
@@ -293,7 +293,7 @@ class GenerateConfig:
 
 @dataclass
 class EvaluateData:
-    file: Pathname  # JSON, JSONL or mixture YAML; the last turn of a record is the reference, or `answers` holds some
+    file: Pathname  # as training reads it; the last turn of a record is the reference, or `answers` holds some
     root: Pathname = ""  # folder that its files and media are relative to; "" = the file's own
 
 

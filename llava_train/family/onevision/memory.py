@@ -4,7 +4,7 @@ Enters: dimensions, a stage's settings, the number of ranks, tokens and tiles of
 the host. States as in Rajbhandari et al. 2020 (arXiv 1910.02054, section 3) and in `train/engine.py`, which accumulates
 gradients in fp32; activations as in Korthikanti et al. 2022 (arXiv 2205.05198, section 4), tensor by tensor for these
 layers, with attention that keeps no scores, and held to models of full size that compute nothing (tests/fakegpu). An
-estimate: it has been compared with no GPU yet.
+estimate: docs/performance.md sets it beside what GPUs have held.
 """
 
 from __future__ import annotations
