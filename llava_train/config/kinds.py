@@ -5,11 +5,12 @@ A new format is a kind here and a reader in `llava_train/data/sources/`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
+
+from llava_train.config.json_files import read_json
 
 Kind = Literal["json", "jsonl", "table", "parquet", "arrow", "tar", "pictures"]
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -119,9 +120,9 @@ def _of_split(path: Path, split: str, files: list[Path]) -> list[Path]:
 
 def _saved_files(path: Path, split: str) -> list[Path]:
     if (path / SAVED_SPLITS).is_file():
-        path = path / _pick(path, split, json.loads((path / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"])
+        path = path / _pick(path, split, read_json(path / SAVED_SPLITS)["splits"])
         split = ""
-    state = json.loads((path / SAVED).read_text(encoding="utf-8"))
+    state = read_json(path / SAVED)
     if split and split != state["_split"]:
         raise ValueError(f"is split {state['_split'] or 'without name'}, not {split}")
     return [path / entry["filename"] for entry in state["_data_files"]]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.json_files import read_json
 
 TINY = "tiny"  # the value of model.init that stands for random weights
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -243,17 +244,29 @@ def _adapter_faults(key: str, name: str, folder: Path, is_model: bool) -> list[F
 
 def json_fault(key: str, path: Path) -> Fault | None:
     """Where a file is there and holds no JSON object."""
-    if not path.is_file():
-        return None
-    if fault := pointer_fault(key, path):
-        return fault
+    if path.is_file():
+        try:
+            read_object(key, path)
+        except ConfigError as error:
+            return error.faults[0]
+    return None
+
+
+def read_object(key: str, path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ConfigError."""
     try:
-        if isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-            return None
-        problem = "holds no JSON object"
+        fault = pointer_fault(key, path)
+        content = None if fault else read_json(path)
+    except OSError as error:
+        raise _fault(key, f"{path} cannot be read: {error.strerror}", "give a whole checkpoint folder") from error
     except ValueError as error:
-        problem = f"is no JSON: {str(error).splitlines()[0]}"
-    return Fault(key, f"{path} {problem}", "download or copy it again")
+        problem = f"{path} is no JSON: {str(error).splitlines()[0]}"
+        raise _fault(key, problem, "download or copy it again") from error
+    if fault:
+        raise ConfigError([fault])
+    if not isinstance(content, dict):
+        raise _fault(key, f"{path} holds no JSON object", "download or copy it again")
+    return content
 
 
 def _tokenizer_faults(key: str, name: str, folder: Path) -> list[Fault]:
@@ -315,12 +328,11 @@ def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; empty where there is none, or it is not sound, which is a fault elsewhere."""
+    """As `read_object`; empty where there is none, or it is not sound, which is a fault elsewhere."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object("", path)
+    except ConfigError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _fault(key: str, problem: str, remedy: str) -> ConfigError:

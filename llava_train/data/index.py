@@ -7,7 +7,6 @@ it: see `view.py`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from llava_train.config.errors import DataError
+from llava_train.config.json_files import read_json
 from llava_train.data.formats import record_name
 from llava_train.data.held_out import Pictures, same_content
 from llava_train.data.media import MediumSize
@@ -57,7 +57,7 @@ class Index:
         self._open()
 
     def _open(self) -> None:
-        about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(self.folder / ABOUT)
         for name in (RECORDS, MEDIA):
             if (size := (self.folder / name).stat().st_size) != about["file_sizes"][name]:
                 raise ValueError(f"{name} has {size} bytes")

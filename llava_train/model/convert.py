@@ -18,6 +18,7 @@ from transformers import (
 
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import ConvertConfig, VideoConfig
+from llava_train.config.start import read_object
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, TemplateName
 from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.card import Card, last_names, without_paths
@@ -44,7 +45,7 @@ from llava_train.model.sources import (
     open_adapter,
     open_source,
 )
-from llava_train.model.stored import StoredTensors, open_weights, read_json
+from llava_train.model.stored import StoredTensors, open_weights
 from llava_train.model.trainable import PARTS
 
 NEWLINE_SEED = 0
@@ -124,7 +125,7 @@ def plan(settings: ConvertConfig) -> Conversion:
     """Everything about a conversion but the weights themselves. Raises ConfigError with all faults found."""
     kind, base_kind = _kinds(settings)
     original = Path(settings.original)
-    content = read_json("original", original / "config.json")
+    content = read_object("original", original / "config.json")
     config, unused = _config(settings, base_kind, content)
     pixels = read_pixels(content, cast(Any, config.vision_config).image_size)
     _set_pixels(config, pixels)

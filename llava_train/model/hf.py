@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
+from llava_train.config.json_files import read_json, to_json
 from llava_train.config.schema import StageConfig, VideoConfig
 from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry, make_geometry
@@ -115,7 +115,7 @@ def write_support(
 def write_card(folder: Path, card: Card, preparation: Preparation, is_adapter: bool = False) -> None:
     """README.md, and in the notes what a later stage must know to tell the whole recipe."""
     notes = folder / PREPARATION_FILE
-    _write_json(notes, json.loads(notes.read_text(encoding="utf-8")) | card_record(card))
+    _write_json(notes, read_json(notes) | card_record(card))
     text = render_card(card, preparation.geometry.mode == "square", is_adapter)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -125,9 +125,9 @@ def read_preparation(folder: str, config: LlavaOnevisionConfig, adapter: str = "
 
     What the folder of an adapter on it notes, and the grid of the processor that lies there, go before its base's.
     """
-    notes = RELEASED | _read_json(Path(folder) / PREPARATION_FILE)
+    notes = RELEASED | _read_if_there(Path(folder) / PREPARATION_FILE)
     if adapter:
-        notes |= _read_json(Path(adapter) / PREPARATION_FILE)
+        notes |= _read_if_there(Path(adapter) / PREPARATION_FILE)
         config = _with_processor_of(Path(adapter), config)
     geometry = checkpoint_geometry(config, notes["mode"])
     return Preparation(geometry, notes["template"], notes["tag_policy"], VideoConfig(**notes["video"]))
@@ -135,8 +135,8 @@ def read_preparation(folder: str, config: LlavaOnevisionConfig, adapter: str = "
 
 def _with_processor_of(folder: Path, config: LlavaOnevisionConfig) -> LlavaOnevisionConfig:
     """The config with the grid and tiles of the processor files in the folder, as far as they are there."""
-    processor = _read_json(folder / "processor_config.json")
-    images = _read_json(folder / "preprocessor_config.json") or processor.get("image_processor", {})  # 4.57, or 5.x
+    processor = _read_if_there(folder / "processor_config.json")
+    images = _read_if_there(folder / "preprocessor_config.json") or processor.get("image_processor", {})  # 4.57, or 5.x
     config = deepcopy(config)
     config.image_grid_pinpoints = images.get("image_grid_pinpoints", config.image_grid_pinpoints)
     config.vision_aspect_ratio = processor.get("vision_aspect_ratio", config.vision_aspect_ratio)
@@ -217,13 +217,13 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_if_there(path: Path) -> dict[str, Any]:
     """Empty where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(to_json(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def expected_specs(config: LlavaOnevisionConfig, dtype: torch.dtype) -> dict[str, Spec]:
@@ -345,7 +345,7 @@ def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, template:
         cast(Any, tokenizer).add_bos_token = False
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     for key in ("backend", "is_local", "local_files_only", "chat_template"):
         content.pop(key, None)
     if "extra_special_tokens" in content:

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.model.stored import has_weights, read_json
+from llava_train.config.start import read_object
+from llava_train.model.stored import has_weights
 
 Kind = Literal["full", "projector", "lora", "language_model", "onevision"]
 
@@ -109,7 +110,7 @@ def kind_of(key: str, folder: Path) -> Kind:
         found["lora"] = ADAPTER_CONFIG
     if (folder / PROJECTOR_FILE).is_file():
         found["projector"] = PROJECTOR_FILE
-    config = read_json(key, folder / "config.json")
+    config = read_object(key, folder / "config.json")
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         told = f"{folder} holds a {model_type} model"
@@ -141,7 +142,7 @@ def tower_config(folder: Path | None) -> tuple[SiglipVisionConfig, str]:
     """
     if folder is None:
         return SiglipVisionConfig(**SO400M), "^$"
-    content = read_json("vision_tower", folder / "config.json")
+    content = read_object("vision_tower", folder / "config.json")
     content = content.get("vision_config", content) if content.get("model_type") == "siglip" else content
     if content.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         problem = f"{folder} holds a {content['model_type']} model"

@@ -16,11 +16,12 @@ from torch import nn
 
 from llava_train.config.adapter_rules import INITS
 from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.start import read_object
 from llava_train.model.hf import export_name
 from llava_train.model.original import ADAPTER_CONFIG, ADAPTER_FILES
 from llava_train.model.prove import older_module
 from llava_train.model.start import module_name
-from llava_train.model.stored import StoredTensors, read_json, shortened
+from llava_train.model.stored import StoredTensors, shortened
 
 if TYPE_CHECKING:  # it takes seconds to import, and only adapters need it
     from peft import LoraConfig as PeftConfig
@@ -57,7 +58,7 @@ def read_peft_folder(folder: Path, hf_model: nn.Module) -> PeftFolder:
     if not ((folder / ADAPTER_CONFIG).is_file() and files):
         told = f"{folder} holds no {ADAPTER_CONFIG} with {' or '.join(ADAPTER_FILES)}"
         raise fault(told, "name a folder as PEFT writes it, such as a run's STAGE/adapter")
-    kind = read_json("adapter", folder / ADAPTER_CONFIG).get("peft_type")
+    kind = read_object("adapter", folder / ADAPTER_CONFIG).get("peft_type")
     if kind != "LORA":
         raise fault(f"{folder} is a {kind} adapter", f"only LoRA is read; {_MERGE}")
     config: PeftConfig = PeftConfig.from_pretrained(str(folder))

@@ -35,6 +35,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from llava_train.config.errors import RunError
+from llava_train.config.json_files import read_json
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.model.hf import INDEX_FILE, WEIGHTS_FILE, checkpoint_geometry, expected_specs
 from llava_train.model.memory import available_memory, peak_memory
@@ -232,13 +233,13 @@ def _wrong(pairs: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _pairs(folder: Path, config: LlavaOnevisionConfig) -> dict[str, tuple[Any, Any]]:
     """What is found in the files, and what is expected."""
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content = read_json(folder / "config.json")
     text = content["text_config"]
     trained: Any = config.text_config
     rope, trained_rope = text["rope_parameters"], dict(trained.rope_parameters)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tags = tokenizer.get_added_vocab()
-    ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    ends = read_json(folder / "generation_config.json")["eos_token_id"]
     is_default = rope["rope_type"] == "default"
     scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
     return {
@@ -257,7 +258,7 @@ def _pairs(folder: Path, config: LlavaOnevisionConfig) -> dict[str, tuple[Any, A
 
 
 def _dtype(folder: Path) -> torch.dtype:
-    return getattr(torch, json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"])
+    return getattr(torch, read_json(folder / "config.json")["dtype"])
 
 
 def _logits(folder: Path, config: LlavaOnevisionConfig, read: Read) -> tuple[str, dict[str, float]]:

@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from llava_train.config.errors import Fault
+from llava_train.config.start import read_object
 from llava_train.model.original import ADAPTER_CONFIG, ADAPTER_FILES, BUFFERS, Kind, hf_name, lora_scale
-from llava_train.model.stored import StoredTensors, read_json, shortened
+from llava_train.model.stored import StoredTensors, shortened
 from llava_train.model.trainable import Part, part_of
 
 Shape = tuple[int, ...]
@@ -130,7 +131,7 @@ def check_head(chosen: Mapping[str, Source]) -> list[Fault]:
 
 def open_adapter(folder: Path, chosen: Mapping[str, Source]) -> tuple[dict[str, LowRank], list[Fault]]:
     """The adapter of `folder`, weight by weight. Raises ConfigError where its config or file cannot be read."""
-    config = read_json("original", folder / ADAPTER_CONFIG)
+    config = read_object("original", folder / ADAPTER_CONFIG)
     scale = lora_scale(config)
     files = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
     if len(files) != 1:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from llava_train.config.errors import ConfigError, Fault
-from llava_train.config.start import INDEX, PICKLES, WEIGHTS, pointer_fault, read_header, weight_files
+from llava_train.config.start import INDEX, PICKLES, WEIGHTS, pointer_fault, read_header, read_object, weight_files
 from llava_train.model.tensorfile import DTYPES, Spec
 
 
@@ -77,23 +75,12 @@ def open_weights(key: str, folder: Path) -> StoredTensors:
     if files := weight_files(folder, pickled=True):
         return StoredTensors(key, files)
     for index in (path for path in (folder / INDEX, folder / PICKLES[1]) if path.is_file()):
-        read_json(key, index)  # says what is wrong with it
+        read_object(key, index)  # says what is wrong with it
     raise _fault(key, f"{folder} holds no weights", f"it needs one of {', '.join((WEIGHTS, INDEX, *PICKLES))}")
 
 
 def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX, *PICKLES))
-
-
-def read_json(key: str, path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object. Raises ConfigError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _fault(key, f"{path} cannot be read: {_first_line(error)}", "give a whole checkpoint folder") from error
-    if not isinstance(content, dict):
-        raise _fault(key, f"{path} holds no JSON object", "give a whole checkpoint folder")
-    return content
 
 
 def shortened(names: Iterable[str], limit: int = 30) -> str:

@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any
 
 from llava_train.config.errors import ConfigError, DataError, Fault, RunError
+from llava_train.config.json_files import read_json
 from llava_train.config.typed import shown
 from llava_train.data.prompts import Prompt
 from llava_train.data.sample import Sample
-from llava_train.train.checkpoint import write_whole
+from llava_train.train.folders import write_json, write_whole
 from llava_train.train.progress import tracked
 
 Ask = Callable[[Sequence[Sample]], Iterator[str | DataError]]
@@ -47,7 +48,7 @@ class AnswerFile:
             raise RunError(
                 f"{path}: another process is writing to it\n    -> wait for it, or set another out="
             ) from error
-        write_whole(noted, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        write_json(noted, settings)
         self._digests = self._read()
 
     def __enter__(self) -> AnswerFile:
@@ -116,7 +117,7 @@ def _same_settings(path: Path, noted: Path, settings: dict[str, Any]) -> None:
     if not noted.is_file():
         remedy = "set another out=ANSWERS.jsonl"
         raise ConfigError([Fault("out", f"{path} is there, without the {noted.name} of ours", remedy)])
-    before = json.loads(noted.read_text(encoding="utf-8"))
+    before = read_json(noted)
     settings = json.loads(json.dumps(settings))
     faults = []
     for key in sorted({*before, *settings}):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +12,16 @@ from yaml import YAMLError
 
 from llava_train.config.adapter_rules import how_trained
 from llava_train.config.errors import ConfigError
+from llava_train.config.json_files import read_json
 from llava_train.config.mixture import stage_sources
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.config.start import TINY
 from llava_train.model.card import Card, Origin, Source, card_record, is_hub_name, last_names, render_card
 from llava_train.model.hf import PREPARATION_FILE
 from llava_train.model.trainable import PARTS
-from llava_train.train.checkpoint import write_whole
 from llava_train.train.evaluate import FILE as EVALUATION
 from llava_train.train.evaluate import Prediction, TaskResult
+from llava_train.train.folders import write_json, write_whole
 from llava_train.train.stages import FINISHED, Stage
 
 PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")
@@ -59,11 +59,11 @@ def make_card(config: Config, stage: Stage, state: dict[str, Any], meta: dict[st
 
 def refresh_card(config: Config, stage: Stage) -> None:
     """Writes the card of a finished stage's export again, now that the stage was evaluated."""
-    finished = json.loads((stage.folder / FINISHED).read_text(encoding="utf-8"))
+    finished = read_json(stage.folder / FINISHED)
     card = make_card(config, stage, exported_state(finished["summary"]), finished["meta"])
     notes = stage.export / PREPARATION_FILE
-    content = json.loads(notes.read_text(encoding="utf-8")) | card_record(card)
-    write_whole(notes, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    content = read_json(notes) | card_record(card)
+    write_json(notes, content)
     write_whole(stage.export / "README.md", render_card(card, content["mode"] == "square"))
 
 
@@ -120,7 +120,7 @@ def _origin(name: str) -> Origin:
 
 def _notes(init: str) -> dict[str, Any]:
     path = _find(init, PREPARATION_FILE)
-    return json.loads(path.read_text(encoding="utf-8")) if path else {}
+    return read_json(path) if path else {}
 
 
 def _find(name: str, file: str) -> Path | None:
@@ -208,7 +208,7 @@ def _figures(state: dict[str, Any], num_refused: int | None, num_held_out: int) 
 def _evaluation(path: Path) -> dict[str, dict[str, float]]:
     if not path.is_file():
         return {}
-    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    results = read_json(path)["results"]
     tasks = {name: TaskResult([Prediction(**p) for p in result]) for name, result in results.items()}
     return {
         name: {"accuracy": t.accuracy, "control": t.control, "blind": t.blind, "questions": len(t.predictions)}

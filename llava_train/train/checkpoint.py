@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_train.config.errors import RunError
+from llava_train.config.json_files import finite, read_json, to_json
 from llava_train.config.schema import CheckpointConfig
-from llava_train.config.strict_json import finite, to_json
 from llava_train.model.hf import flush
 from llava_train.model.tensorfile import SlicedFiles, Written, file_sha256
 from llava_train.train.distributed import Ranks
@@ -40,7 +40,7 @@ def manifest_of(folder: Path) -> Path:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """`state`: where the run was; `meta`: its settings; `files`: what belongs to it; `optimizer_step`: AdamW's."""
-    return json.loads((folder / MANIFEST["step"]).read_text(encoding="utf-8"))
+    return read_json(folder / MANIFEST["step"])
 
 
 def newest_meta(stage_dir: Path) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
     """
     if not _readable(folder):
         return f"{manifest_of(folder).name} is missing, or not as it was written"
-    content = json.loads(manifest_of(folder).read_text(encoding="utf-8"))
+    content = read_json(manifest_of(folder))
     files = [(folder / name, name, written) for name, written in sorted(content["files"].items())]
     if start := content.get("start"):
         elsewhere = _start_folder(folder, start)
@@ -88,7 +88,7 @@ def damage(folder: Path, share: tuple[int, int] = (0, 1)) -> str:
 def start_of(base: Path) -> tuple[Path, dict[str, dict[str, Any]]] | None:
     """The folder whose weights the stage's frozen ones are, and size and hash of its files; None where `base` holds
     them itself."""
-    start = json.loads(manifest_of(base).read_text(encoding="utf-8")).get("start")
+    start = read_json(manifest_of(base)).get("start")
     return (_start_folder(base, start), start["files"]) if start else None
 
 
@@ -104,7 +104,7 @@ def _start_folder(base: Path, start: dict[str, Any]) -> Path:
 
 def _readable(folder: Path) -> bool:
     try:
-        content = json.loads(manifest_of(folder).read_text(encoding="utf-8"))
+        content = read_json(manifest_of(folder))
         return bool(content.pop("sha256") == _own_hash(content))
     except (OSError, ValueError, AttributeError, KeyError):
         return False

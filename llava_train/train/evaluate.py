@@ -6,7 +6,6 @@ better. Control: the same model, each question asked about another sample's imag
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,12 +16,13 @@ from typing import TypeVar
 from rich.progress import Progress
 
 from llava_train.config.errors import DataError, RunError
+from llava_train.config.json_files import read_json
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import Config, TaskConfig
 from llava_train.data.sample import Sample
 from llava_train.train.answer import Answerer, with_media_of
-from llava_train.train.checkpoint import write_whole
 from llava_train.train.distributed import Ranks
+from llava_train.train.folders import write_json
 from llava_train.train.metrics import console
 from llava_train.train.questions import Question, read_questions
 from llava_train.train.scoring import Kind, Reference, normalise, score
@@ -101,7 +101,7 @@ def _evaluate_stage(config: Config, stage: Stage, ranks: Ranks) -> dict[str, Tas
         "tasks": {name: asdict(task) for name, task in evaluation.tasks.items()},
         "tokens": evaluation.max_new_tokens,
     }
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    saved = read_json(path) if path.exists() else {}
     if saved.get("key") != key:
         if not stage.export.is_dir():
             told = f"stage {stage.label} has held-out questions to answer, and {stage.export} is gone"
@@ -113,7 +113,7 @@ def _evaluate_stage(config: Config, stage: Stage, ranks: Ranks) -> dict[str, Tas
         }
         saved = {"key": key, "results": {name: [asdict(p) for p in result] for name, result in results.items()}}
         if ranks.is_first:
-            write_whole(path, json.dumps(saved, indent=1, ensure_ascii=False))
+            write_json(path, saved)
     return {name: TaskResult([Prediction(**p) for p in result]) for name, result in saved["results"].items()}
 
 

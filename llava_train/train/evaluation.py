@@ -16,16 +16,15 @@ from typing import Any
 
 from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.evaluate_rules import evaluated_sources
+from llava_train.config.json_files import read_json, to_json
 from llava_train.config.schema import EvaluateConfig
 from llava_train.config.start import stamps
-from llava_train.config.strict_json import to_json
 from llava_train.config.typed import shown
 from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
-from llava_train.train.checkpoint import write_whole
 from llava_train.train.distributed import Ranks
 from llava_train.train.evaluate import Prediction, dealt, prediction
 from llava_train.train.figures import Row, Said, rows, table
-from llava_train.train.folders import whole_lines
+from llava_train.train.folders import whole_lines, write_json, write_whole
 from llava_train.train.metrics import console
 from llava_train.train.page import Page
 from llava_train.train.progress import tracked
@@ -86,12 +85,12 @@ def open_folder(folder: Path, asked: dict[str, Any]) -> dict[int, Said]:
     """The answers that are there, by position. Raises ConfigError where they are to something else."""
     folder.mkdir(parents=True, exist_ok=True)
     noted, answers = folder / SETTINGS, folder / ANSWERS
-    before = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else asked
+    before = read_json(noted) if noted.is_file() else asked
     if changed := [key for key in asked if before.get(key) != asked[key]]:
         remedy = "set another out=DIR, or leave it out for a folder of its own"
         began = f"; {folder} was begun with "
         raise ConfigError([Fault(k, shown(asked[k]) + began + shown(before.get(k)), remedy) for k in changed])
-    write_whole(noted, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
+    write_json(noted, asked)
     lines = whole_lines(answers)  # the last may have been cut off
     write_whole(answers, b"".join(lines).decode())
     whole = map(json.loads, lines)
@@ -145,7 +144,7 @@ def write(
             to_json({**content, "score": score, "loss": answer.loss, "tokens": answer.tokens}, ensure_ascii=False)
         )
     write_whole(folder / PREDICTIONS, "\n".join(lines) + "\n")
-    write_whole(folder / SCORES, to_json([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / SCORES, [asdict(row) for row in rows])
 
 
 def _number(value: float | None) -> float:

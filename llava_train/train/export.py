@@ -18,9 +18,9 @@ from rich.table import Table
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.errors import RunError
+from llava_train.config.json_files import to_json
 from llava_train.config.load import load_dumped
 from llava_train.config.schema import Config, LoraConfig
-from llava_train.config.strict_json import to_json
 from llava_train.model.adapter import adapter_names, adapter_of, peft_config, saved_modules, write_adapter
 from llava_train.model.card import Card
 from llava_train.model.hf import (

@@ -8,7 +8,6 @@ run continues from the last checkpoint; one rank alone saves the steps done befo
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import sys
@@ -24,11 +23,12 @@ import torch
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.errors import RunError
+from llava_train.config.json_files import read_json
 from llava_train.config.schema import StageConfig
 from llava_train.family.onevision.cost import ModelDims, Recomputed
 from llava_train.family.onevision.memory import RESERVED, activations, states
 from llava_train.train.distributed import Ranks
-from llava_train.train.folders import write_whole
+from llava_train.train.folders import write_json
 from llava_train.train.launch import ATTEMPT
 
 FILE = "fit.json"
@@ -48,7 +48,7 @@ class PackTooLarge(RunError):
 def read_lowered(folder: Path) -> list[dict[str, Any]]:
     """What `train.fit` has lowered in a stage, first to last."""
     path = folder / FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return read_json(path) if path.exists() else []
 
 
 def with_lowered(settings: StageConfig, folder: Path) -> StageConfig:
@@ -117,7 +117,7 @@ class Fit:
         pack = {"samples": len(batch.sample_ids), "tokens": len(batch.input_ids), "tiles": len(batch.pixel_values)}
         entry = {"step": step + 1, "rank": self._ranks.rank, "pack": pack, **budgets}
         lowered = [*read_lowered(self._folder)[: self._num_lowered], entry]
-        write_whole(self._folder / FILE, json.dumps(lowered, indent=1))
+        write_json(self._folder / FILE, lowered)
         told = ", ".join(f"pack.{name}={value}" for name, value in budgets.items())
         print(f"{problem}\n    -> train.fit: {told}, from the last checkpoint on", flush=True)
         _start_anew(self._ranks.environ)

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llava_train.config.json_files import to_json
+
 PARTIAL = ".partial"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
@@ -20,6 +22,11 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """As `write_whole`."""
+    write_whole(path, to_json(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def step_of(folder: Path) -> int:

@@ -5,7 +5,6 @@ The system lets go of the lock of a process that dies, so none is ever to be rem
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llava_train.config.errors import RunError
+from llava_train.config.json_files import read_json
 from llava_train.train.distributed import Ranks
-from llava_train.train.folders import write_whole
+from llava_train.train.folders import write_json
 from llava_train.train.metrics import console
 
 LOCK, HOLDER = "training.lock", "training.json"
@@ -58,7 +58,7 @@ def _acquire(lock: FileLock, run: Path, job: str) -> None:
             remedy = "let it, or give this run a folder of its own: run.dir=DIR"
             raise RunError(f"{run} is being trained by {by}\n    -> {remedy}") from error
     holder = {"process": os.getpid(), "host": socket.gethostname(), "job": job}
-    write_whole(run / HOLDER, json.dumps(holder))
+    write_json(run / HOLDER, holder)
 
 
 def _patience(holder: dict[str, Any] | None, job: str) -> float:
@@ -73,4 +73,4 @@ def _patience(holder: dict[str, Any] | None, job: str) -> float:
 
 def _holder(run: Path) -> dict[str, Any] | None:
     path = run / HOLDER
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from llava_train.config.json_files import to_json
 from llava_train.config.schema import LogConfig
-from llava_train.config.strict_json import to_json
 from llava_train.train.folders import METRICS, read_metrics, write_whole
 from llava_train.train.state import HELD_OUT_LOSS
 

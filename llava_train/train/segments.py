@@ -18,7 +18,8 @@ from tempfile import NamedTemporaryFile
 from typing import Literal
 
 from llava_train.config.errors import RunError
-from llava_train.train.folders import FINISHED, step_of, whole_checkpoints, write_whole
+from llava_train.config.json_files import read_json
+from llava_train.train.folders import FINISHED, step_of, whole_checkpoints, write_json
 from llava_train.train.signals import EXIT_CODE, HUNG, LOST
 
 FOLDER, SRUN = "segments", "srun.log"
@@ -59,7 +60,7 @@ class Ending:
 
 def read_segments(run: Path) -> list[Segment]:
     files = sorted((run / FOLDER).glob("[0-9]*.json"))
-    return [Segment(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    return [Segment(**read_json(path)) for path in files]
 
 
 def logs_of(run: Path, number: int) -> Path:
@@ -135,7 +136,7 @@ def end(logs: Path, code: int, heard: str, max_failures: int) -> tuple[Segment, 
 def _close(run: Path, segment: Segment, ending: Ending) -> None:
     segment.outcome, segment.reason, segment.bad_nodes = ending.outcome, ending.reason, ending.bad_nodes
     segment.ended, segment.reached = time.time(), position(run)
-    write_whole(_file(run, segment), json.dumps(asdict(segment)))
+    write_json(_file(run, segment), asdict(segment))
 
 
 def exhausted(segments: list[Segment], max_failures: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 from llava_train.config.errors import ConfigError, DataError, RunError
 from llava_train.config.fingerprint import DATA_PLACES, START_PLACES, differences, fingerprint, place, start_content
+from llava_train.config.json_files import read_json
 from llava_train.config.schema import Config, ModelConfig, StageConfig
-from llava_train.config.strict_json import to_json
 from llava_train.data.identity import differences as record_differences
 from llava_train.data.identity import look_again
 from llava_train.data.mixture import present_sources
@@ -19,7 +18,7 @@ from llava_train.data.sources import open_source
 from llava_train.train import checkpoint
 from llava_train.train.distributed import Ranks
 from llava_train.train.fit import with_lowered
-from llava_train.train.folders import FINISHED
+from llava_train.train.folders import FINISHED, write_json
 from llava_train.train.metrics import console
 
 EXPORT, ADAPTER = "hf", "adapter"
@@ -67,7 +66,7 @@ class Stage:
         return self._finished()["summary"]
 
     def _finished(self) -> dict[str, Any]:
-        return json.loads((self.folder / FINISHED).read_text(encoding="utf-8"))
+        return read_json(self.folder / FINISHED)
 
 
 def all_stages(config: Config) -> list[Stage]:
@@ -203,4 +202,4 @@ def refuse(stage: Stage, fixed: list[str], free: Sequence[str] = ()) -> None:
 
 
 def finish(stage: Stage, meta: dict[str, Any], summary: dict[str, Any]) -> None:
-    checkpoint.write_whole(stage.folder / FINISHED, to_json({"meta": meta, "summary": summary}, indent=1))
+    write_json(stage.folder / FINISHED, {"meta": meta, "summary": summary})

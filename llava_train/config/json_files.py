@@ -1,10 +1,16 @@
-"""JSON that every reader takes: without NaN and Infinity, which are no JSON."""
+"""JSON that every reader takes: read as UTF-8, written without NaN and Infinity, which are no JSON."""
 
 from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
+
+
+def read_json(path: Path) -> Any:
+    """Raises OSError, ValueError."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def to_json(value: Any, **form: Any) -> str:
