@@ -96,7 +96,7 @@ def held_out(folder: Path) -> str:
     """What an index takes in addition where samples are held out; its image files are not there, so none is hashed."""
     from llava_train.data.held_out import same_content
     from llava_train.data.indexing import load_index
-    from llava_train.data.pictures import find_pictures
+    from llava_train.data.same_media import find_pictures
 
     _, _, source, reading = stage_parts(folder)
     index = load_index(source, reading, "benchmark", 1, folder / "cache")

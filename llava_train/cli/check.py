@@ -15,7 +15,7 @@ from llava_train.family.onevision.start import model_faults
 
 def run(argv: list[str]) -> int:
     """Prints a summary of a sound run. Raises ConfigError with all faults of one that is not."""
-    from llava_train.data.look import look_at_records  # loads what reads records, which no faulty command waits for
+    from llava_train.data.spot_check import look_at_records  # loads what reads records: no faulty command waits for it
 
     config, records = load_checked(argv)
     look = look_at_records(config)

@@ -11,9 +11,9 @@ from llava_train.train.signals import StopSignal
 def run(argv: list[str]) -> int:
     with StopSignal() as stop:
         config, _ = load_checked(argv)
-        from llava_train.train import build, distributed, evaluate, lock, preflight, report, stages
+        from llava_train.train import build, distributed, evaluate, preflight, report, run_lock, stages
 
-        with distributed.start_ranks() as ranks, lock.alone(Path(config.run.dir), ranks):
+        with distributed.start_ranks() as ranks, run_lock.alone(Path(config.run.dir), ranks):
             pending = stages.pending_stages(config, ranks)
             preflight.check(config, pending, ranks)
             for stage in pending:

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llava_train.config.choices import answer_of, option_columns, read_choices, with_options
 from llava_train.config.errors import cut_short
+from llava_train.config.folder_labels import meant_folders, wrong_labels
 from llava_train.config.kinds import JSON_SUFFIXES, RECORD_SUFFIXES
-from llava_train.config.labels import meant_folders, wrong_labels
-from llava_train.config.options import answer_of, option_columns, read_choices, with_options
 from llava_train.config.pictures import IMAGE_SUFFIXES, sorted_out
 
 DELIMITERS = ",;\t"

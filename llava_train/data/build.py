@@ -20,12 +20,12 @@ from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_ten
 from llava_train.data.encode import Encoder, text_tokenizer
 from llava_train.data.formats import media_roots
 from llava_train.data.held_out import held_out_samples
-from llava_train.data.identity import Known, known
 from llava_train.data.indexing import Reading, load_index
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
 from llava_train.data.packing import Budget, PackSizes, SampleSizes
 from llava_train.data.processes import follow_parent, shielded
+from llava_train.data.record_identity import Known, known
 from llava_train.data.sampler import OnceOrder, Order, make_order
 from llava_train.data.sources import open_source
 from llava_train.data.view import Samples, Source, refusal

@@ -17,7 +17,7 @@ from llava_train.config.mixture import SourceConfig
 from llava_train.config.plain import BadRecord
 from llava_train.config.schema import DataConfig
 from llava_train.data.fields import is_learned, refuse_fields, system_text
-from llava_train.data.lost import refuse_lost
+from llava_train.data.lost_media import refuse_lost
 from llava_train.data.messages import from_messages, with_one_name
 from llava_train.data.paths import inside
 from llava_train.data.sample import MediaFile, PackedFile, Role, Sample, Turn

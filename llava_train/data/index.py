@@ -26,7 +26,7 @@ from llava_train.family.onevision.template import MediumKind
 REFUSED = -1  # text tokens of a record that makes no sample
 KINDS: tuple[MediumKind, ...] = ("image", "video")
 ROWS, RECORDS, MEDIA, ABOUT = "rows.arrow", "records.jsonl", "media.bin", "source.json"
-PICTURES = "pictures.npz"  # which media are the same, where samples have been held out: see `pictures.py`
+PICTURES = "pictures.npz"  # which media are the same, where samples have been held out: see `same_media.py`
 
 MEDIUM = pa.struct(
     [("kind", pa.int8()), ("height", pa.int32()), ("width", pa.int32()), ("frames", pa.int32()), ("fps", pa.float64())]
@@ -38,8 +38,8 @@ SCHEMA = pa.schema(
         ("size", pa.int32()),
         ("text_tokens", pa.int32()),
         ("supervised", pa.int32()),
-        ("note", pa.int8()),  # what is said of a sample that is not refused: see `notes.py`
-        ("digest", pa.uint64()),  # of the whole record: see `identity.py`
+        ("note", pa.int8()),  # what is said of a sample that is not refused: see `sample_notes.py`
+        ("digest", pa.uint64()),  # of the whole record: see `record_identity.py`
         ("media", pa.list_(MEDIUM)),  # in reading order
         ("cuts", pa.list_(CUT)),  # shorter forms of the sample, shortest first: see Encoder.measure
         ("reason", pa.string()),  # why it is refused, with the detail; empty where it is not

@@ -24,8 +24,8 @@ from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.formats import MediaRoots, media_roots, record_id, to_answered
 from llava_train.data.media import MediaReader
 from llava_train.data.mixture import sampled_records
-from llava_train.data.notes import NAMED, note_of, told
 from llava_train.data.sample import Sample
+from llava_train.data.sample_notes import NAMED, note_of, told
 from llava_train.family.onevision.chat import CheckpointTemplate
 from llava_train.family.onevision.template import Template, media_tags, rendered_by_template
 
@@ -62,7 +62,7 @@ class Summary:
     shown: Counter[str] = field(default_factory=Counter)  # by source
     refused: Counter[str] = field(default_factory=Counter)  # by reason
     unrendered: int = 0  # samples that no chat message renders as they are trained on
-    notes: dict[int, list[str]] = field(default_factory=dict)  # names of samples by note: see `notes.py`
+    notes: dict[int, list[str]] = field(default_factory=dict)  # names of samples by note: see `sample_notes.py`
 
     def add(self, source: str, result: EncodedSample | DataError, unrendered: bool) -> None:
         self.shown[source] += 1

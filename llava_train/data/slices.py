@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from llava_train.config.names import other_form
+from llava_train.config.unicode_names import other_form
 from llava_train.data.sample import MediaFile, PackedFile
 
 

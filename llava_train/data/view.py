@@ -22,10 +22,10 @@ from llava_train.data.held_out import same_content
 from llava_train.data.index import KINDS, REFUSED, Index
 from llava_train.data.indexing import Reading
 from llava_train.data.media import MediaReader, MediumSize
-from llava_train.data.notes import NAMED, NOTES, told
 from llava_train.data.packing import SampleSizes
-from llava_train.data.pictures import find_pictures
+from llava_train.data.same_media import find_pictures
 from llava_train.data.sample import Sample
+from llava_train.data.sample_notes import NAMED, NOTES, told
 from llava_train.data.sources import record_of
 
 BLOCK = 2**18  # records whose media are looked at together, so that memory does not grow with these

@@ -20,7 +20,7 @@ from llava_train.config.start import read_object
 from llava_train.model.hf import export_name
 from llava_train.model.original import ADAPTER_CONFIG, ADAPTER_FILES
 from llava_train.model.prove import older_module
-from llava_train.model.start import module_name
+from llava_train.model.start_weights import module_name
 from llava_train.model.stored import StoredTensors, shortened
 
 if TYPE_CHECKING:  # it takes seconds to import, and only adapters need it

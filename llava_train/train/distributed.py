@@ -20,9 +20,9 @@ import transformers
 from torch.distributed.distributed_c10d import AllgatherOptions
 
 from llava_train.config.errors import LostRankError, RunError
-from llava_train.train.internals import internal
-from llava_train.train.launch import Launch, device_index, read_launch
-from llava_train.train.meeting import meet
+from llava_train.train.deepspeed_fields import internal
+from llava_train.train.launcher import Launch, device_index, read_launch
+from llava_train.train.rendezvous import meet
 
 # Of one collective of NCCL or gloo, which ranks enter together: who comes late to a step is named before (`Guard`).
 TIMEOUT = timedelta(minutes=10)

@@ -32,7 +32,7 @@ from llava_train.model.hf import (
 )
 from llava_train.model.memory import peak_memory, restart_peak
 from llava_train.model.prove import Check, prove
-from llava_train.model.start import StartWeights
+from llava_train.model.start_weights import StartWeights
 from llava_train.model.tensorfile import SlicedFiles, Spec
 from llava_train.model.trainable import is_adapter
 from llava_train.train import checkpoint

@@ -29,7 +29,7 @@ from llava_train.family.onevision.cost import ModelDims, Recomputed
 from llava_train.family.onevision.memory import RESERVED, activations, states
 from llava_train.train.distributed import Ranks
 from llava_train.train.folders import write_json
-from llava_train.train.launch import ATTEMPT
+from llava_train.train.launcher import ATTEMPT
 
 FILE = "fit.json"
 POLL = 0.5  # seconds

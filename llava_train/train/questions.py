@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from llava_train.config.errors import ConfigError, DataError, Fault
 from llava_train.config.mixture import SourceConfig
-from llava_train.config.names import other_form
+from llava_train.config.unicode_names import other_form
 from llava_train.data.formats import BadRecord, MediaRoots, to_answered
 from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample, Turn

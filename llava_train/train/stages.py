@@ -11,9 +11,9 @@ from llava_train.config.errors import ConfigError, DataError, RunError
 from llava_train.config.fingerprint import DATA_PLACES, START_PLACES, differences, fingerprint, place, start_content
 from llava_train.config.json_files import read_json
 from llava_train.config.schema import Config, ModelConfig, StageConfig
-from llava_train.data.identity import differences as record_differences
-from llava_train.data.identity import look_again
 from llava_train.data.mixture import present_sources
+from llava_train.data.record_identity import differences as record_differences
+from llava_train.data.record_identity import look_again
 from llava_train.data.sources import open_source
 from llava_train.train import checkpoint
 from llava_train.train.distributed import Ranks

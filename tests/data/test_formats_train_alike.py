@@ -9,7 +9,7 @@ from in_every_format import NUMBERS, WRITERS, write_messages
 
 from llava_train.config.load import load
 from llava_train.data.build import build_data
-from llava_train.data.identity import look_again
+from llava_train.data.record_identity import look_again
 from llava_train.data.sources import open_source
 from llava_train.family.onevision.cost import KNOWN
 from llava_train.family.onevision.geometry import make_geometry

@@ -10,7 +10,7 @@ import torch
 
 from llava_train.config.errors import RunError
 from llava_train.config.load import load
-from llava_train.data.identity import look_again
+from llava_train.data.record_identity import look_again
 from llava_train.data.sources import open_source
 from llava_train.model.tensorfile import Written, file_sha256
 from llava_train.train import checkpoint

@@ -21,7 +21,7 @@ from llava_train.config.start import stamps, weight_files
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.family.onevision.start import model_faults
 from llava_train.model.build import load_checkpoint, load_model
-from llava_train.model.start import StartWeights
+from llava_train.model.start_weights import StartWeights
 from llava_train.model.strict import load_strictly
 from llava_train.model.tiny import make_tiny
 from llava_train.model.unread import load_unread, read_weight, unread

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from llava_train.config.plain import BadRecord, columns_passed_over
 from llava_train.data.fields import RECORD_KEYS
-from llava_train.data.lost import names_media
+from llava_train.data.lost_media import names_media
 from llava_train.data.sample import PackedFile
 from llava_train.data.sources.raw import Raw, made
 

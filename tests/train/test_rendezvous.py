@@ -11,8 +11,8 @@ import torch.distributed as dist
 from runs import free_port
 
 from llava_train.config.errors import LostRankError, RunError
-from llava_train.train import meeting
-from llava_train.train.launch import SLURM, TORCHRUN, Launch
+from llava_train.train import rendezvous
+from llava_train.train.launcher import SLURM, TORCHRUN, Launch
 
 LONG = timedelta(seconds=60)
 
@@ -24,13 +24,13 @@ def launch(rank: int, world_size: int, port: int, start_wait: int = 1, launcher=
 def in_vain(place: Launch) -> str:
     began = time.monotonic()
     with pytest.raises(LostRankError) as raised:
-        meeting.meet(place, LONG)
+        rendezvous.meet(place, LONG)
     assert time.monotonic() - began < place.start_wait + 3
     return str(raised.value)
 
 
 def test_ranks_that_do_not_come_are_named_in_time(monkeypatch, capsys):
-    monkeypatch.setattr(meeting, "SAID_AFTER", 0.1)
+    monkeypatch.setattr(rendezvous, "SAID_AFTER", 0.1)
     port = free_port()
     told = in_vain(launch(0, 4, port, launcher=SLURM))
     waits = (
@@ -48,7 +48,7 @@ def test_a_rank_without_rank_0_says_where_it_looked():
 
 
 def test_a_program_that_never_answers_is_waited_for_no_longer(monkeypatch):
-    monkeypatch.setattr(meeting, "ANSWER", timedelta(seconds=1))
+    monkeypatch.setattr(rendezvous, "ANSWER", timedelta(seconds=1))
     before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert "what listens there does not answer" in in_vain(launch(1, 2, other.getsockname()[1]))
@@ -60,7 +60,7 @@ def test_a_port_that_is_taken_is_named():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(RunError, match=f"MASTER_PORT: {port} is taken") as raised:
-            meeting.meet(launch(0, 2, port), LONG)
+            rendezvous.meet(launch(0, 2, port), LONG)
     assert not isinstance(raised.value, LostRankError)
 
 
@@ -68,10 +68,10 @@ def test_a_store_that_begins_anew_is_found_again():
     port = free_port()
     old = dist.TCPStore("127.0.0.1", port, None, True, LONG, wait_for_workers=False)
     with ThreadPoolExecutor(2) as pool:
-        second = pool.submit(meeting.meet, launch(1, 2, port, 30), LONG)
+        second = pool.submit(rendezvous.meet, launch(1, 2, port, 30), LONG)
         old.wait(["came 0.0/1"])
         del old
-        first = pool.submit(meeting.meet, launch(0, 2, port, 30), LONG)
+        first = pool.submit(rendezvous.meet, launch(0, 2, port, 30), LONG)
         stores = [first.result(40), second.result(40)]
     stores[0].set("a", "b")
     assert stores[1].get("a") == b"b"

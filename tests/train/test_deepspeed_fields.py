@@ -11,8 +11,8 @@ import torch
 from packaging.specifiers import SpecifierSet
 
 from llava_train.config.errors import RunError
-from llava_train.train import internals
-from llava_train.train.internals import TESTED, internal
+from llava_train.train import deepspeed_fields
+from llava_train.train.deepspeed_fields import TESTED, internal
 from llava_train.train.partition import frozen_slices, refresh_weights, trained_slices, whole_shape
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +77,6 @@ def test_the_range_is_that_of_the_package_and_holds_the_locked_version():
 def test_no_other_module_reads_a_private_field():
     names = {field for level in (2, 3) for field in fields(level)} | {"convert_to_zero_parameters"}
     found = re.compile(rf"\.({'|'.join(names)})\b|\.checkpoint_event_|\.__compatible_ops__")
-    files = sorted(Path(internals.__file__).parent.glob("*.py"))
+    files = sorted(Path(deepspeed_fields.__file__).parent.glob("*.py"))
     assert len(files) > 10
     assert not [(path.name, match[0]) for path in files for match in found.finditer(path.read_text())]

@@ -18,11 +18,11 @@ from PIL import Image
 from test_indexing import reading
 
 from llava_train.config.errors import ConfigError
-from llava_train.data import pictures
+from llava_train.data import same_media
 from llava_train.data.held_out import held_out_samples, same_content
 from llava_train.data.index import PICTURES, ROWS
 from llava_train.data.indexing import load_index
-from llava_train.data.pictures import find_pictures
+from llava_train.data.same_media import find_pictures
 from llava_train.data.sources import open_source, record_of
 
 NUM, ASKED = 6, 3  # pictures, and questions about each
@@ -133,8 +133,8 @@ def test_a_file_is_one_by_any_path_and_any_copy(entry, tmp_path, monkeypatch):
     paths = ["a.bmp", "./sub/../a.bmp", "link.bmp", "hard.bmp", "sub/copy.bmp", "folder/copy.bmp", "sub//copy.bmp"]
     records = [asked(path, image=path) for path in [*paths, "alike.bmp", "larger.bmp"]]
     (tmp_path / "q.json").write_text(json.dumps(records))
-    read, digest = [], pictures._digest
-    monkeypatch.setattr(pictures, "_digest", lambda file: (read.append(file.name), digest(file))[1])
+    read, digest = [], same_media._digest
+    monkeypatch.setattr(same_media, "_digest", lambda file: (read.append(file.name), digest(file))[1])
     found = entry(tmp_path / "q.json")
     assert groups(found) == [{f"q/{path}" for path in paths}, {"q/alike.bmp"}, {"q/larger.bmp"}]
     assert "larger.bmp" not in read  # no other is of its size

@@ -10,9 +10,9 @@ from PIL import Image
 
 from llava_train.cli.main import main
 from llava_train.config.load import load
-from llava_train.data import look
-from llava_train.data.look import look_at_records
+from llava_train.data import spot_check
 from llava_train.data.sources import json_lines, raw
+from llava_train.data.spot_check import look_at_records
 
 TURNS = [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]
 SOUND, MISSING = {"image": "a.png", "conversations": TURNS}, {"image": "none.png", "conversations": TURNS}
@@ -36,7 +36,7 @@ def write(name: str, records: list) -> str:
     return name
 
 
-def looked(file: str, *more: str) -> look.Look:
+def looked(file: str, *more: str) -> spot_check.Look:
     return look_at_records(load(words(file, *more)))
 
 
@@ -75,7 +75,7 @@ def test_some_of_the_rest_are_drawn_and_the_others_named(folder, name):
     assert looked(name).faults == found.faults  # the same ones each time
 
 
-def refused(found: look.Look) -> int:
+def refused(found: spot_check.Look) -> int:
     return int(found.faults[0].problem.removeprefix("source r: ").split(" ")[0])
 
 
@@ -93,12 +93,12 @@ def test_a_large_file_is_read_no_further_than_its_format_can_seek(folder, monkey
 def test_media_and_time_are_shared_by_the_sources(folder, monkeypatch):
     mixture = "".join(f"  s{i}: {{file: {write(f's{i}.jsonl', [SOUND] * 20)}}}\n" for i in range(5))
     Path("mix.yaml").write_text(f"sources:\n{mixture}")
-    monkeypatch.setattr(look, "MEDIA", 25)
+    monkeypatch.setattr(spot_check, "MEDIA", 25)
     found = looked("mix.yaml")
     assert (found.records, found.media, found.faults) == (100, 25, [])
     assert found.passed["s4"] == "15 images and videos"
     assert str(found).endswith("s2 (15 images and videos), and 2 more sources")
-    monkeypatch.setattr(look, "SECONDS", -1.0)
+    monkeypatch.setattr(spot_check, "SECONDS", -1.0)
     found = looked("mix.yaml")
     assert found.records == 0
     assert found.passed["s0"] == "all but 0 records, for want of time"
