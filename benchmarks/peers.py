@@ -210,7 +210,7 @@ def compare(case: Case, folder: Path, venvs: Path | None, rounds: int, steps: in
         words = recipe_words(case, folder, run_dir)
         write_steps(words, folder, case.num_steps)
         begin = partial(start, case=case, words=words, folder=folder, venvs=venvs)
-        run = in_turn if case.device == "cuda" else in_turns
+        run = one_by_one if case.device == "cuda" else in_turns
         contenders, missing = run(case.contenders, begin, rounds, steps, folder)
     if not contenders or contenders[0].name != case.contenders[0]:
         raise SystemExit(f"nothing to compare with: {case.contenders[0]} is missing: {missing[case.contenders[0]]}")
@@ -241,7 +241,7 @@ def in_turns(names: Sequence[str], begin: Begin, rounds: int, steps: int, folder
     return contenders, missing
 
 
-def in_turn(names: Sequence[str], begin: Begin, rounds: int, steps: int, folder: Path) -> Taken:
+def one_by_one(names: Sequence[str], begin: Begin, rounds: int, steps: int, folder: Path) -> Taken:
     """One after the other, each with the card to itself."""
     contenders, missing = [], {}
     for name in names:

@@ -65,14 +65,14 @@ sizes: model=onevision_0_5b | onevision_7b | onevision_72b. What each key means:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line. Returns its exit code, 2 for what the user can mend."""
     try:
-        code = _told(argv)
+        code = _report_faults(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        left = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_unread(stream.fileno())]
-        if not left:
+        unread = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_unread(stream.fileno())]
+        if not unread:
             raise
-        for descriptor in left:  # for what Python writes at its end
+        for descriptor in unread:  # Python flushes both at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         return 128 + signal.SIGPIPE
 
@@ -84,8 +84,8 @@ def _is_unread(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _told(argv: list[str] | None) -> int:
-    """`main`, with what a user can mend as a message."""
+def _report_faults(argv: list[str] | None) -> int:
+    """Runs the command; what a user can mend is printed as a message. Returns the exit code."""
     try:
         return _run(take_local_rank(sys.argv[1:] if argv is None else argv, os.environ))
     except ConfigError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -20,6 +22,18 @@ class Fault:
 def cut_short(text: str, most: int) -> str:
     """A text as messages repeat it, the first `most` characters of a long one."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def shortened(names: Iterable[str], limit: int = 30) -> str:
+    """The names, separated by commas; of many the first, and how many more."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def counted(reasons: Iterable[str]) -> str:
+    """How often each occurs, the most frequent first. Worked case: a b a -> `2 a, 1 b`."""
+    return ", ".join(f"{number} {reason}" for reason, number in Counter(reasons).most_common())
 
 
 class ConfigError(ValueError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.errors import ConfigError, Fault, shortened
 from llava_train.config.kinds import Kind, kind_of, shards, split_of
 from llava_train.config.mixture import UNRELEASED, SourceConfig, file_sources, stage_sources
 from llava_train.config.plain import read_plain
@@ -128,12 +128,15 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
 
 def _missing_fault(key: str, mixture: str, missing: list[str], sources: dict[str, SourceConfig], root: str) -> Fault:
     """One for many sources, with the line that fetches those that are published."""
-    named = f"{', '.join(missing[:TOLD_APART])} and {len(missing) - TOLD_APART} more"
     published = [name for name in missing if sources[name].repository not in ("", UNRELEASED)]
     more = " ..." * (len(published) > TOLD_APART)
     fetch = f"python data/scripts/download_source.py {mixture} {' '.join(published[:TOLD_APART])}{more} --root {root}"
     remedies = [fetch] * bool(published) + ["or set data.root, or leave them out: data.allow_missing_sources=true"]
-    return Fault(key, f"{len(missing)} of {len(sources)} sources are not on disk: {named}", "\n       ".join(remedies))
+    return Fault(
+        key,
+        f"{len(missing)} of {len(sources)} sources are not on disk: {shortened(missing, TOLD_APART)}",
+        "\n       ".join(remedies),
+    )
 
 
 def _wants_more(records: StageRecords, stage: StageConfig) -> bool:

@@ -27,9 +27,7 @@ COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 UNPACK = "is compressed: unpack it once (gunzip, unzip, zstd -d); what lies in it is then read in its place"
 BESIDE_JSONL = (".jsonl", ".json", ".md", ".txt", "")  # suffixes in a folder of JSONL
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # files in a folder that `datasets` saved
-_SHARD = re.compile(
-    r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.(?:parquet|jsonl)"
-)  # as on the hub: train-00000-of-00004.parquet
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.(?:parquet|jsonl)")  # train-00000-of-00004.parquet
 _WHOLE_SPLIT = re.compile(r"(train|test|validation|valid|val|dev)\.(?:parquet|jsonl)")
 _PART = re.compile(r"(.+\.(?:csv|tsv))@(.+)", re.IGNORECASE)
 _FOLDER_PART = re.compile(r"(.*[^/@])@([^/@.]+)")

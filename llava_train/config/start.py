@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.errors import ConfigError, Fault, shortened
 from llava_train.config.json_files import read_json
 
 TINY = "tiny"  # the value of model.init that stands for random weights
@@ -285,8 +285,7 @@ def _weight_faults(key: str, name: str, folder: Path, config: dict[str, Any], fi
         problem = f"{name}: config.json names its weights itself (transformers_weights: {named[0]})"
         return [Fault(key, problem, f"rename them to {WEIGHTS} or index them in {INDEX}, and remove that entry")]
     if missing := [path.name for path in files if not path.is_file()]:
-        told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        problem = f"{name} misses {told}, which {INDEX} names"
+        problem = f"{name} misses {shortened(missing, 5)}, which {INDEX} names"
         return [Fault(key, problem, "download or copy the whole folder again")]
     if files:
         return []

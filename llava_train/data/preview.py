@@ -25,7 +25,7 @@ from llava_train.data.formats import MediaRoots, media_roots, record_id, to_answ
 from llava_train.data.media import MediaReader
 from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample
-from llava_train.data.sample_notes import NAMED, note_of, told
+from llava_train.data.sample_notes import NAMED, note_line, note_of
 from llava_train.family.onevision.chat import CheckpointTemplate
 from llava_train.family.onevision.template import Template, media_tags, rendered_by_template
 
@@ -74,7 +74,7 @@ class Summary:
         parts = [f"{sum(self.shown.values())} samples: {_counted(self.shown)}"]
         parts.append(f"{sum(self.refused.values())} refused" + (f": {_counted(self.refused)}" if self.refused else ""))
         parts.append(f"{self.unrendered} that no chat message renders as trained")
-        notes = [told(note, len(names), names[:NAMED]) for note, names in sorted(self.notes.items())]
+        notes = [note_line(note, len(names), names[:NAMED]) for note, names in sorted(self.notes.items())]
         return "\n".join([*notes, "; ".join(parts)])
 
 

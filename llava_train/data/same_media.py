@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
@@ -46,7 +47,7 @@ def find_pictures(sources: Sequence[Entry], num_workers: int) -> None:
                 _write(index, pictures)
 
 
-def _alone(name: str, index: Index):  # type: ignore[no-untyped-def]
+def _alone(name: str, index: Index) -> AbstractContextManager[bool]:
     return locked(index.folder.with_suffix(".lock"), name)
 
 
@@ -64,7 +65,7 @@ def _looked_at(name: str, index: Index, reading: Reading) -> Pictures:
     text, starts = np.zeros(len(index), np.uint64), index.media_starts
     key, place, size = np.zeros(num_media, np.uint64), np.zeros(num_media, np.uint64), np.zeros(num_media, np.int64)
     sound = np.flatnonzero(index.text_tokens != REFUSED).tolist()
-    for record in _told(sound, f"pictures of {name}"):
+    for record in _with_bar(sound, f"pictures of {name}"):
         sample = reading.sample(record, index.record(record))
         media = sample.media()
         if not media:
@@ -76,11 +77,8 @@ def _looked_at(name: str, index: Index, reading: Reading) -> Pictures:
                 resolved = _resolved(file)
                 key[at], place[at] = (_hashed(os.fsencode(p)) for p in (str(file).removeprefix(base), resolved))
                 size[at] = _size(resolved)
-    return Pictures(text, starts, key, place, size, np.zeros(num_media, np.uint64), *_sides(index))
-
-
-def _sides(index: Index) -> tuple[np.ndarray, np.ndarray]:
-    return index.media["height"], index.media["width"]
+    sides = index.media["height"], index.media["width"]
+    return Pictures(text, starts, key, place, size, np.zeros(num_media, np.uint64), *sides)
 
 
 def _hash(name: str, index: Index, reading: Reading, pictures: Pictures, wanted: np.ndarray, num_workers: int) -> None:
@@ -93,7 +91,7 @@ def _hash(name: str, index: Index, reading: Reading, pictures: Pictures, wanted:
             if wanted[at]:
                 yield at, _digest(file), isinstance(file, PackedFile)
 
-    records = iter(_told(np.unique(owners[wanted]).tolist(), f"comparing pictures of {name}"))
+    records = iter(_with_bar(np.unique(owners[wanted]).tolist(), f"comparing pictures of {name}"))
     with ThreadPoolExecutor(max(num_workers, 1)) as threads:
         while block := list(islice(records, BLOCK)):
             for found in threads.map(lambda record: list(digests(record)), block):
@@ -103,8 +101,8 @@ def _hash(name: str, index: Index, reading: Reading, pictures: Pictures, wanted:
                         pictures.key[at] = digest
 
 
-def _told(records: list[int], title: str) -> Iterable[int]:
-    """The records, with a bar where they are many."""
+def _with_bar(records: list[int], title: str) -> Iterable[int]:
+    """The records, with a progress bar where they are many."""
     with Progress(*COLUMNS, console=Console(stderr=True), disable=len(records) < PARALLEL_ABOVE) as progress:
         yield from progress.track(records, description=title)
 

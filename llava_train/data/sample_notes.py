@@ -1,4 +1,4 @@
-"""What is said of samples that are trained on all the same: by `preview`, and before the first step of a stage."""
+"""Notes on samples that are odd and trained on all the same, for `preview` and the start of a stage."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def note_of(sample: Sample) -> int:
     return 3 if sample.lost_opening else 0
 
 
-def told(note: int, count: int, names: Iterable[str]) -> str:
-    """The note of so many samples, of which the first are named."""
+def note_line(note: int, count: int, names: Iterable[str]) -> str:
+    """A line about `count` samples with this note, some of them named."""
     return f"{NOTES[note]} in {count:,} samples, such as {'; '.join(names)}"

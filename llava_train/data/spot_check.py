@@ -7,14 +7,13 @@ decoded, and no heavy library is loaded.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from time import monotonic
 from typing import Any
 
-from llava_train.config.errors import DataError, Fault
+from llava_train.config.errors import DataError, Fault, counted
 from llava_train.config.files import COUNT_LIMIT
 from llava_train.config.mixture import SourceConfig, file_sources
 from llava_train.config.sampling import parse_sampling
@@ -134,15 +133,14 @@ class _Seen:
     records: int = 0
     passed: int = 0
     refused: list[str] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: list[str] = field(default_factory=list)
 
     def refuse(self, where: str, error: DataError) -> None:
-        self.reasons[error.reason] += 1
+        self.reasons.append(error.reason)
         self.refused.append(f"record {where}: {error.reason}" + (f" ({error.detail})" if error.detail else ""))
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
-        told = f"{len(self.refused)} of {self.records} records looked at cannot be used: {counts}"
+        told = f"{len(self.refused)} of {self.records} records looked at cannot be used: {counted(self.reasons)}"
         return "\n       ".join([f"{self.name}: {told}", *self.refused[:NAMED]])
 
 

@@ -6,13 +6,12 @@ once, whatever the limits and the geometry.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from llava_train.batch.packed import VisualLayout
-from llava_train.config.errors import DataError
+from llava_train.config.errors import DataError, counted
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig
@@ -25,7 +24,7 @@ from llava_train.data.media import MediaReader, MediumSize
 from llava_train.data.packing import SampleSizes
 from llava_train.data.same_media import find_pictures
 from llava_train.data.sample import Sample
-from llava_train.data.sample_notes import NAMED, NOTES, told
+from llava_train.data.sample_notes import NAMED, NOTES, note_line
 from llava_train.data.sources import record_of
 
 BLOCK = 2**18  # records whose media are looked at together, so that memory does not grow with these
@@ -79,7 +78,7 @@ class Samples:
     def notes(self, positions: np.ndarray) -> list[str]:
         """What is said of the samples at these positions before they are trained on."""
         by_note = [(note, np.unique(positions[self._notes[positions] == note])) for note in range(1, len(NOTES))]
-        return [told(note, len(of), map(self.name_of, of[:NAMED])) for note, of in by_note if len(of)]
+        return [note_line(note, len(of), map(self.name_of, of[:NAMED])) for note, of in by_note if len(of)]
 
     def name_of(self, position: int) -> str:
         """Source and record."""
@@ -104,11 +103,8 @@ def refusal(
 ) -> DataError:
     """One error for all refused samples: the first, how many of each kind, and a few more by name."""
     first, others = refused[0], refused[1:NAMED]
-    counts = Counter(error.reason for error in refused)
     lines = [first.detail] if first.detail else []
-    lines += [
-        f"{len(refused)} such samples: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    ]
+    lines += [f"{len(refused)} such samples: {counted(error.reason for error in refused)}"]
     lines += [f"also {error.source}, record {error.record}: {error.reason}" for error in others]
     lines += [remedy]
     return DataError(first.source, first.record, first.reason, "\n    ".join(lines))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.errors import ConfigError, Fault, shortened
 from llava_train.config.start import INDEX, PICKLES, WEIGHTS, pointer_fault, read_header, read_object, weight_files
 from llava_train.model.tensorfile import DTYPES, Spec
 
@@ -81,13 +81,6 @@ def open_weights(key: str, folder: Path) -> StoredTensors:
 
 def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX, *PICKLES))
-
-
-def shortened(names: Iterable[str], limit: int = 30) -> str:
-    """The names, separated by commas; of many the first, and how many more."""
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
 
 
 def _first_line(error: Exception) -> str:

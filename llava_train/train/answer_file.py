@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llava_train.config.errors import ConfigError, DataError, Fault, RunError
+from llava_train.config.errors import ConfigError, DataError, Fault, RunError, counted
 from llava_train.config.json_files import read_json
 from llava_train.config.typed import shown
 from llava_train.data.prompts import Prompt
@@ -132,6 +131,6 @@ def _same_settings(path: Path, noted: Path, settings: dict[str, Any]) -> None:
 def _told(refused: Sequence[DataError], listed: Path) -> list[str]:
     if not refused:
         return []
-    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(error.reason for error in refused).most_common())
-    lines = [f"{len(refused)} could not be asked ({counts}), listed in {listed}:"]
+    reasons = counted(error.reason for error in refused)
+    lines = [f"{len(refused)} could not be asked ({reasons}), listed in {listed}:"]
     return lines + [f"    {error}" for error in refused[:NAMED]]

@@ -63,8 +63,5 @@ def build_trainer(
 
 def _geometry(model: LoadedModel, stage: Stage) -> Geometry:
     config: Any = model.model.config
-    vision, start = config.vision_config, model.folder or ""
-    [geometry] = stage_geometries(
-        {stage.name: stage.settings}, str(start), vision.image_size, vision.patch_size
-    ).values()
-    return geometry
+    vision, stages = config.vision_config, {stage.name: stage.settings}
+    return stage_geometries(stages, str(model.folder or ""), vision.image_size, vision.patch_size)[stage.name]

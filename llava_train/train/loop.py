@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from llava_train.config.adapter_rules import how_trained
-from llava_train.config.errors import DataError, RunError
+from llava_train.config.errors import DataError, RunError, counted
 from llava_train.config.fingerprint import dump
 from llava_train.config.schema import Config, StageConfig
 from llava_train.data.build import StageData
@@ -425,5 +424,4 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def _counted(errors: Iterable[DataError]) -> str:
-    counts = Counter((e.source, e.reason) for e in errors)
-    return ", ".join(f"{number} of {source} ({reason})" for (source, reason), number in counts.most_common())
+    return counted(f"of {error.source} ({error.reason})" for error in errors)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import llava_train
-from llava_train.config.errors import RunError
+from llava_train.config.errors import RunError, shortened
 from llava_train.config.fingerprint import PACKAGES, dump
 from llava_train.config.kinds import shards, split_of
 from llava_train.config.mixture import stage_sources
@@ -94,7 +94,7 @@ def differences(told: list[tuple[str, dict[str, str]]]) -> Iterator[str]:
         if len(ranks_of) > 1:
             few = sorted(ranks_of.items(), key=lambda item: len(item[1]))
             lines = [f"the ranks differ in their {key}:"]
-            lines += [f"     rank {_some(ranks)}: {value}" for value, ranks in few]
+            lines += [f"     rank {shortened(ranks, 4)}: {value}" for value, ranks in few]
             yield "\n".join([*lines, "     -> all nodes must see the same checkout, environment and data"])
 
 
@@ -160,8 +160,4 @@ def _told_by(gathered: list[tuple[str, dict[str, str], list[str]]]) -> Iterator[
         for fault in faults:
             ranks_of.setdefault(fault, []).append(f"{rank} on {host}")
     for fault, ranks in ranks_of.items():
-        yield f"rank {_some(ranks)}: {fault}"
-
-
-def _some(ranks: list[str]) -> str:
-    return ", ".join(ranks[:4]) + (f" and {len(ranks) - 4} more" if len(ranks) > 4 else "")
+        yield f"rank {shortened(ranks, 4)}: {fault}"

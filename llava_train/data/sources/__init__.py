@@ -47,34 +47,35 @@ class Source:
 
     def files(self) -> list[Path]:
         """What its records depend on, for a fingerprint. Raises DataError."""
-        return self._told(lambda: self._reader().files())
+        return self._of_this_source(lambda: self._reader().files())
 
     def count(self) -> int:
         """Number of records, bad ones among them; parses them only where nothing else tells. Raises DataError."""
-        return self._told(lambda: self._reader().count())
+        return self._of_this_source(lambda: self._reader().count())
 
     def passed_over(self) -> str:
         """What is not read of it, in words, with its name; empty where all is. Raises DataError."""
-        told = self._told(lambda: self._reader().passed_over())
+        told = self._of_this_source(lambda: self._reader().passed_over())
         return f"{self.name}: passed over {told}" if told else ""
 
     def drawn(self, first: int, count: int, rng: random.Random) -> Iterator[tuple[str, Raw]] | None:
         """Up to `count` of the records behind the first, each with where it stands, as far as the format can seek; None
         where it cannot. Raises DataError."""
-        if (found := self._told(lambda: self._reader().drawn(first, count, rng))) is None:
+        if (found := self._of_this_source(lambda: self._reader().drawn(first, count, rng))) is None:
             return None
-        return iter(lambda: self._told(lambda: next(found, None)), None)  # type: ignore[arg-type]
+        return iter(lambda: self._of_this_source(lambda: next(found, None)), None)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Raw]:
         """Records in order. Raises DataError, maybe after some records, where the rest cannot be read."""
-        records = iter(self._told(self._reader))
-        while (raw := self._told(lambda: next(records, None))) is not None:
+        records = iter(self._of_this_source(self._reader))
+        while (raw := self._of_this_source(lambda: next(records, None))) is not None:
             yield raw
 
     def _reader(self) -> Reader:
         return READERS[kind_of(self.path, self.split)](self.path, self.split)
 
-    def _told(self, act: Callable[[], T]) -> T:
+    def _of_this_source(self, act: Callable[[], T]) -> T:
+        """What `act` returns; its errors as DataError with the name of the source."""
         try:
             return act()
         except (OSError, ValueError) as error:

@@ -101,11 +101,8 @@ def states(dims: ModelDims, stage: StageConfig, zero: ZeroConfig, world_size: in
     gathered = {2: 2.0 * min(BUCKET, trained), 3: float(BUCKET + min(LIVE, num_weights))}.get(level, 0.0) * element
     host = 0.0
     if zero.offload_optimizer and level == 3:
-        host, gradients, optimizer = (
-            optimizer + 2 * gradients,
-            0.0,
-            0.0,
-        )  # summed, and again as the optimiser reads them
+        host = optimizer + 2 * gradients  # summed, and again as the optimiser reads them
+        gradients, optimizer = 0.0, 0.0
     elif zero.offload_optimizer:
         largest = element * _largest_trained(dims, stage)  # a gradient on its way
         host = optimizer + gradients + trained * element / shares + largest  # with the weights on their way back
@@ -182,9 +179,8 @@ def activations(
     head = element * dims.head if whole else 0  # its gradient, which a tied embedding adds to at the end
     waiting = head if dims.tied else 0
 
-    top = (
-        0 if recomputed.language < dims.layers else inside - element * h
-    )  # of what the last layer keeps, but its input
+    # of what the last layer keeps, but its input
+    top = 0 if recomputed.language < dims.layers else inside - element * h
     top_tower = 0 if recomputed.tower < dims.tower_layers else tower_inside
     norm = element * h * tokens  # what the last one reads
     predicting = 2 * element * h * supervised  # states, and their gradient
