@@ -130,9 +130,7 @@ def test_of_random_shapes_and_packs(gpu, seed, monkeypatch):
     kind = str(rng.choice([*PARTS, *LORA]))
     stage = replace(STAGE, learning_rate=replace(STAGE.learning_rate, **PARTS.get(kind, {})), lora=LORA.get(kind, {}))
     if seed % 2:
-        stage = replace(
-            stage, zero=ZeroConfig(3, False, False)
-        )  # where DeepSpeed's linear layers take the place of torch's
+        stage = replace(stage, zero=ZeroConfig(3, False, False))  # DeepSpeed's linear layers take the place of torch's
         monkeypatch.setattr(nn.functional, "linear", zero3_linear_wrap)
     trains_tower = stage.learning_rate.vision_tower != "frozen"
     again = Recomputed(int(rng.integers(dims.tower_layers + 1)) * trains_tower, int(rng.integers(dims.layers + 1)))
