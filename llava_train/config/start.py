@@ -25,10 +25,12 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 JSON_FILES = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "processor_config.json", "chat_template.json", "llava_train.json"),
+    *("preprocessor_config.json", "video_preprocessor_config.json"),
 )
 SUPPORT = ("*.json", "*.jinja", "*.txt", "*.model", "README.md")  # what is fetched of a hub name beside its weights
 FLOATS = ("F64", "F32", "BF16", "F16")  # types of plain weights; I64 and BOOL are those of buffers
 PLAIN = (*FLOATS, "I64", "BOOL")
+INNER = ("text_config", "vision_config")
 LFS_MARK = b"version https://git-lfs.github.com/spec/v1"
 MAX_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
 
@@ -65,19 +67,26 @@ class Start:
     @property
     def rows(self) -> int | None:
         """Of the token embedding."""
-        return next((stored.shape[0] for name, stored in self.tensors.items() if _EMBEDDING.search(name)), None)
+        shapes = (stored.shape for name, stored in self.tensors.items() if _EMBEDDING.search(name))
+        return next((shape[0] for shape in shapes if shape), None)
 
     @cached_property
     def _listed_tokens(self) -> tuple[int, dict[str, int]]:
         """By tokenizer.json: how many ids a vocabulary takes, and the ids of the tokens that are kept whole."""
         content = _read(self.folder / "tokenizer.json")
-        vocabulary = (content.get("model") or {}).get("vocab") or {}
-        size = max(vocabulary.values()) + 1 if isinstance(vocabulary, dict) and vocabulary else len(vocabulary)
-        added = {token["content"]: token.get("id", -1) for token in content.get("added_tokens") or []}
+        vocabulary = _object(content.get("model")).get("vocab") or {}
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        size = max((i for i in ids if isinstance(i, int)), default=-1) + 1
+        added = content.get("added_tokens") or []
+        tokens = [(token, token.get("id", -1)) for token in map(_object, added)]
         if content:
-            named = _read(self.folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-            added |= {token["content"]: int(i) for i, token in named.items()}
-        return size, added
+            named = _object(_read(self.folder / "tokenizer_config.json").get("added_tokens_decoder"))
+            tokens += [(_object(token), int(i)) for i, token in named.items() if i.isdecimal()]
+        return size, {token["content"]: i for token, i in tokens if "content" in token}
+
+    def token_id(self, token: str) -> int | None:
+        """Of a token that the tokenizer keeps whole, as far as its JSON files tell."""
+        return self._listed_tokens[1].get(token)
 
     @property
     def added_tokens(self) -> set[str]:
@@ -151,8 +160,9 @@ def weight_files(folder: Path, pickled: bool = False) -> list[Path]:
         if (folder / single).is_file():
             return [folder / single]
         if (folder / index).is_file():
-            names = _read(folder / index).get("weight_map")
-            return [folder / name for name in sorted(set(names.values()))] if isinstance(names, dict) else []
+            names = [*_object(_read(folder / index).get("weight_map")).values()]
+            is_sound = all(isinstance(name, str) for name in names)
+            return [folder / name for name in sorted(set(names))] if is_sound else []
     return []
 
 
@@ -170,8 +180,7 @@ def read_start(key: str, name: str, folder: Path, weights: bool = True) -> tuple
     """
     start = Start(key, name, folder)
     if not folder.is_dir():
-        remedy = _ELSEWHERE.get(key, f"put it there, or set {key}=DIR_OR_HUB_NAME")
-        return start, [Fault(key, f"no folder {name}", remedy)]
+        return start, [_no_folder(key, name, folder)]
     is_model = (folder / "config.json").is_file()
     faults = _adapter_faults(key, name, folder, is_model)
     if not is_model:
@@ -179,6 +188,11 @@ def read_start(key: str, name: str, folder: Path, weights: bool = True) -> tuple
         return start, faults or [Fault(key, problem, "name a folder that from_pretrained of transformers takes")]
     faults += [fault for file in ("config.json", *JSON_FILES) if (fault := json_fault(key, folder / file))]
     config = _read(folder / "config.json")
+    if not (faults or config):
+        faults.append(Fault(key, f"{folder / 'config.json'} holds an empty object", "download or copy it again"))
+    for part in [part for part in INNER if not isinstance(config.get(part, {}), dict)]:
+        if config.pop(part) is not None:  # null stands for what transformers takes by itself
+            faults.append(Fault(key, f"{folder / 'config.json'}: its {part} is no object", "download or copy it again"))
     if key != "model.vision_tower":
         faults += _tokenizer_faults(key, name, folder)
     if not weights:
@@ -196,6 +210,15 @@ def read_start(key: str, name: str, folder: Path, weights: bool = True) -> tuple
     return Start(key, name, folder, config, files, tensors), faults
 
 
+def _no_folder(key: str, name: str, folder: Path) -> Fault:
+    if folder.is_file():
+        return Fault(key, f"{name} is a file, not a folder", f"name the folder that it lies in: {key}={folder.parent}")
+    if "://" in name:
+        remedy = f"name a model on the hub by ORG/NAME alone: {key}={'/'.join(name.split('/')[-2:])}"
+        return Fault(key, f"{name} is an address, not a folder", remedy)
+    return Fault(key, f"no folder {name}", _ELSEWHERE.get(key, f"put it there, or set {key}=DIR_OR_HUB_NAME"))
+
+
 def read_header(key: str, path: Path) -> dict[str, Stored]:
     """What a safetensors file holds, by its header; the data behind it is measured, not read. Raises ConfigError."""
     if fault := pointer_fault(key, path):
@@ -210,7 +233,9 @@ def read_header(key: str, path: Path) -> dict[str, Stored]:
         content = json.loads(header)
         content.pop("__metadata__", None)
         found = {name: Stored(entry["dtype"], tuple(entry["shape"]), path) for name, entry in content.items()}
-        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        end = _end_of(sorted(tuple(entry["data_offsets"]) for entry in content.values()))
+        if not all(isinstance(stored.dtype, str) for stored in found.values()):
+            raise ValueError("a type is no text")
     except (ValueError, AttributeError, LookupError, TypeError) as error:
         raise _fault(key, f"{path} is no safetensors file", "download or copy it again") from error
     due = 8 + length + end
@@ -219,6 +244,17 @@ def read_header(key: str, path: Path) -> dict[str, Stored]:
         problem = f"{path} {what}: it has {size:,} bytes instead of {due:,}"
         raise _fault(key, problem, "download or copy it again")
     return found
+
+
+def _end_of(spans: list[tuple[int, int]]) -> int:
+    """Bytes of the data: spans (begin, end) of the tensors, in order. Raises ValueError where they leave a gap or
+    overlap, which safetensors does not read either."""
+    end = 0
+    for begin, next_end in spans:
+        if begin != end or next_end < begin:
+            raise ValueError(f"a tensor begins at {begin}, not at {end}")
+        end = next_end
+    return end
 
 
 def pointer_fault(key: str, path: Path) -> Fault | None:
@@ -274,8 +310,14 @@ def _tokenizer_faults(key: str, name: str, folder: Path) -> list[Fault]:
     if not there:
         remedy = "copy the tokenizer files of its language model there"
         return [Fault(key, f"{name} has no tokenizer ({', '.join(TOKENIZERS[:3])})", remedy)]
-    others = (path for path in there if path.suffix != ".json")
-    return [fault for path in others if (fault := pointer_fault(key, path))]
+    texts = sorted(path for ending in ("*.model", "*.txt", "*.jinja") for path in folder.glob(ending) if path.is_file())
+    faults = [fault for path in texts if (fault := pointer_fault(key, path))]
+    path = folder / "tokenizer.json"
+    added = (content := _read(path)).get("added_tokens") or []
+    has_form = content and isinstance(content.get("model", {}), dict) and isinstance(added, list)
+    if path.is_file() and not json_fault(key, path) and not (has_form and all(isinstance(t, dict) for t in added)):
+        faults.append(Fault(key, f"{path} is JSON, but no tokenizer", "download or copy it again"))
+    return faults
 
 
 def _weight_faults(key: str, name: str, folder: Path, config: dict[str, Any], files: tuple[Path, ...]) -> list[Fault]:
@@ -284,13 +326,16 @@ def _weight_faults(key: str, name: str, folder: Path, config: dict[str, Any], fi
     if named:
         problem = f"{name}: config.json names its weights itself (transformers_weights: {named[0]})"
         return [Fault(key, problem, f"rename them to {WEIGHTS} or index them in {INDEX}, and remove that entry")]
+    if outside := [path for path in files if path.parent != folder]:
+        problem = f"{folder / INDEX} names {outside[0]}, which does not lie beside it"
+        return [Fault(key, problem, f"put all weights into {name} itself, and name them in {INDEX} without a folder")]
     if missing := [path.name for path in files if not path.is_file()]:
         problem = f"{name} misses {shortened(missing, 5)}, which {INDEX} names"
         return [Fault(key, problem, "download or copy the whole folder again")]
     if files:
         return []
     if (folder / INDEX).is_file():
-        return [json_fault(key, folder / INDEX) or Fault(key, f"{folder / INDEX} names no file", "download it again")]
+        return [json_fault(key, folder / INDEX) or Fault(key, f"{folder / INDEX} names no files", "download it again")]
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
     if any(path.startswith("pytorch_model") for path in pickles):
         problem = f"{name} holds pickled weights alone ({pickles[0]}), which are not read: a pickle can run code"
@@ -323,7 +368,12 @@ def _quantised_faults(key: str, name: str, config: dict[str, Any], tensors: Mapp
 
 
 def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    return [part for k in ("text_config", "vision_config") if isinstance(part := config.get(k), dict)]
+    return [part for k in INNER if isinstance(part := config.get(k), dict)]
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A value of JSON where it is an object; else empty."""
+    return value if isinstance(value, dict) else {}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,4 +17,6 @@ def other_form(path: Path) -> str:
         if there is None:
             return ""
         found = found / there
+    if found == path:
+        return "; it is a folder" if found.is_dir() else ""
     return f"; there is {str(found)!a}, which is {str(path)!a} in another form of Unicode: rename it"

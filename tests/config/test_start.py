@@ -18,6 +18,7 @@ from llava_train.config.start import (
     INDEX,
     PICKLES,
     WEIGHTS,
+    Start,
     folder_here,
     has_all_weights,
     is_hub_name,
@@ -81,6 +82,25 @@ def test_a_folder_that_is_not_there_says_what_to_run_first(tmp_path):
     assert "run the recipe" in fault.remedy
     [fault] = read_start("model.vision_tower", "gone", gone)[1]
     assert fault.remedy == "put it there, or set model.vision_tower=DIR_OR_HUB_NAME"
+
+
+def test_a_file_and_an_address_are_no_folders(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    [fault] = read_start("model.init", "base/model.safetensors", tmp_path / "model.safetensors")[1]
+    assert (fault.problem, fault.remedy) == (
+        "base/model.safetensors is a file, not a folder",
+        f"name the folder that it lies in: model.init={tmp_path}",
+    )
+    [fault] = read_start("model.init", "https://hub.example/org/name", Path("https://hub.example/org/name"))[1]
+    assert fault.remedy.endswith("model.init=org/name")
+
+
+def test_what_stands_in_a_tokenizer_that_is_not_due_is_passed_over(tmp_path):
+    content = {"model": {"vocab": {"a": 0, "b": "1"}}, "added_tokens": [{"id": 7}, {"content": "<x>", "id": 2}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"y": {}, "3": "c"}}))
+    start = Start("model.init", "here", tmp_path)
+    assert (start.num_tokens(), start.added_tokens, start.token_id("<x>")) == (3, {"<x>"}, 2)
 
 
 def test_a_hub_name_is_an_organisation_and_a_name_not_on_disk(tmp_path, monkeypatch):

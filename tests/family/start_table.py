@@ -106,6 +106,17 @@ def rename_weights(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / WEIGHTS).rename(folder / name)
 
 
+def index(folder: Path, name: str | None) -> None:
+    """The index names this file for one more tensor."""
+    names = json.loads((folder / INDEX).read_text())["weight_map"]
+    edit(folder / INDEX, weight_map=names | {"z": name})
+
+
+def leave_gap(folder: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}).encode()
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
 def add_tokens(folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     first = max(token["id"] for token in content["added_tokens"]) + 1
@@ -163,6 +174,13 @@ STARTS: dict[str, Row] = {
     ),
     "another aspect ratio": Row(set_config(vision_aspect_ratio="anyres"), "vision_aspect_ratio anyres", "anyres_max_N"),
     "git lfs pointer": Row(write(WEIGHTS, POINTER), "is a Git LFS pointer", "git lfs pull"),
+    "git lfs processor": Row(
+        write("preprocessor_config.json", POINTER), "preprocessor_config.json is a Git LFS pointer", "git lfs pull"
+    ),
+    "git lfs chat template": Row(
+        write("chat_template.jinja", POINTER), "chat_template.jinja is a Git LFS pointer", "git lfs pull"
+    ),
+    "git lfs merges": Row(write("merges.txt", POINTER), "merges.txt is a Git LFS pointer", "git lfs pull"),
     "git lfs tokenizer": Row(write("tokenizer.json", POINTER), "tokenizer.json is a Git LFS pointer", "git lfs pull"),
     "cut off": Row(cut, "is cut off", "download or copy it again"),
     "cut off in its header": Row(lambda folder: cut(folder, 0.001), "is cut off", "download or copy it again"),
@@ -173,6 +191,12 @@ STARTS: dict[str, Row] = {
         drop("model-00002-of-00002.safetensors", first=shard), "misses model-00002-of-00002", "whole folder"
     ),
     "shards without index": Row(drop(INDEX, first=shard), "neither model.safetensors nor", "whole folder"),
+    "shards in a folder": Row(
+        lambda folder: (shard(folder), index(folder, "sub/model.safetensors")),
+        "which does not lie beside it",
+        "put all",
+    ),
+    "index of no names": Row(lambda folder: (shard(folder), index(folder, None)), "index.json names no files", "again"),
     "broken index": Row(lambda folder: (shard(folder), write(INDEX, "{")(folder)), "index.json is no JSON", "again"),
     "pickled alone": Row(
         rename_weights("pytorch_model.bin"), "pickled weights alone (pytorch_model.bin)", "safetensors"
@@ -185,6 +209,12 @@ STARTS: dict[str, Row] = {
     ),
     "no weights": Row(drop(WEIGHTS), "has no weights", "whole folder"),
     "no config": Row(drop("config.json"), "has no config.json", "from_pretrained"),
+    "empty config": Row(write("config.json", "{}"), "config.json holds an empty object", "again"),
+    "a text for a config": Row(set_config(text_config="qwen2"), "its text_config is no object", "again"),
+    "tag without id": Row(set_config(image_token_index=None), "image_token_index = None", "write image_token_index ="),
+    "tag of another id": Row(set_config(video_token_index=-200), "video_token_index = -200", "write video_token_index"),
+    "no tokenizer in its file": Row(write("tokenizer.json", "{}"), "is JSON, but no tokenizer", "again"),
+    "a gap between tensors": Row(leave_gap, "is no safetensors file", "download or copy it again"),
     "broken config": Row(write("config.json", "{"), "config.json is no JSON", "again"),
     "no tokenizer": Row(drop("tokenizer.json"), "has no tokenizer", "tokenizer files"),
 }

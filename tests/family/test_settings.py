@@ -91,7 +91,7 @@ def test_other_model_and_missing_files_are_refused(folder, tmp_path_factory):
     with pytest.raises(ConfigError, match="has no config"):
         read_model(ModelConfig(str(empty), "", "", "auto"))
     write_config(empty, vision_config=TOWER | {"patch_size": "wide"})
-    (empty / "tokenizer.json").write_text("{}")
+    (empty / "tokenizer.json").write_text(json.dumps({"model": {}}))
     with pytest.raises(ConfigError, match="no config can be read from"):
         read_model(ModelConfig(str(empty), "", "", "auto"))
     write_config(empty)

@@ -104,5 +104,11 @@ def _tokenizer(start: Start) -> PreTrainedTokenizerBase:
 
 def _unreadable(start: Start, what: str, error: Exception) -> ConfigError:
     reason = " ".join(str(error).split())[:300]
+    if "trust_remote_code" in reason or "custom code" in reason:
+        problem = (
+            f"the {what} of {start.name!r} is made by code of its own (auto_map), and no code of a checkpoint runs"
+        )
+        remedy = f"if transformers has such a {what} itself, remove auto_map and the class's name from its JSON file"
+        return ConfigError([Fault(start.key, problem, remedy)])
     remedy = "give a folder that holds config.json and tokenizer files, or a hub name"
     return ConfigError([Fault(start.key, f"no {what} can be read from {start.name!r}: {reason}", remedy)])

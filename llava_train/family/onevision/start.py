@@ -7,7 +7,7 @@ same rules, as far as its files are here.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +29,7 @@ ORIGINAL = "mm_vision_tower"  # in the config.json of a checkpoint of the origin
 LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral")  # Qwen2.5 is a qwen2, Vicuna a llama
 TOWERS = ("siglip", "siglip_vision_model")  # fixed-resolution SigLIP2 checkpoints are of these types as well
 TAGS = (IMAGE_TAG, VIDEO_TAG)
+DEFAULT_IDS = {IMAGE_TAG: 151646, VIDEO_TAG: 151647}  # of transformers, where config.json names none
 # tokens that a start need not have rows for: a language model alone gets those of the tags that it lacks
 OWN_ROWS: dict[str, tuple[str, ...]] = {"model.init": (), "model.language_model": TAGS, "model.vision_tower": ()}
 _RATIO = re.compile(r"anyres_max_\d+")
@@ -73,18 +74,38 @@ def _judged(key: str, name: str, folder: Path) -> tuple[Start, list[Fault]]:
         faults.append(fault)
     elif not faults:
         faults += rows_faults(start, start.num_tokens(besides=OWN_ROWS[key]))
+        if key == "model.init" and not faults:
+            faults += [
+                fault
+                for tag in TAGS
+                if (found := start.token_id(tag)) and (fault := tag_fault(tag, found, start.config))
+            ]
     return start, faults
 
 
 def rows_faults(start: Start, num_tokens: int) -> list[Fault]:
     """More tokens than embedding rows. num_tokens: those of the tokenizer that get no rows of their own."""
-    tags = (start.config.get("image_token_index", 0), start.config.get("video_token_index", 0))
-    needed = max(num_tokens, *(tag + 1 for tag in tags))
+    tags = (start.config.get(_index_of(tag), 0) for tag in TAGS)
+    needed = max(num_tokens, *(tag + 1 for tag in tags if isinstance(tag, int)))
     if start.rows is None or needed <= start.rows:
         return []
     problem = f"{start.name}: its tokenizer has {needed:,} tokens, its embedding {start.rows:,} rows"
     remedy = f"use the tokenizer that belongs to it, or add rows: resize_token_embeddings({needed}) in transformers"
     return [Fault(start.key, problem, remedy)]
+
+
+def tag_fault(tag: str, found: int | None, config: Mapping[str, Any]) -> Fault | None:
+    """Where config.json gives `<image>` or `<video>` another id than the tokenizer, which is `found`."""
+    name = _index_of(tag)
+    if (wanted := config.get(name, DEFAULT_IDS[tag])) == found:
+        return None
+    problem = f"the tokenizer's {tag} has id {found}, config.json says {name} = {wanted}"
+    return Fault("model.init", problem, f"write {name} = {found} there, or use the tokenizer that belongs to the model")
+
+
+def _index_of(tag: str) -> str:
+    """The entry of config.json with the id of `<image>` or `<video>`."""
+    return f"{tag.strip('<>')}_token_index"
 
 
 def checkpoint_fault(path: str, config: dict[str, Any]) -> Fault | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.config.errors import ConfigError, Fault
+from llava_train.config.errors import ConfigError
+from llava_train.family.onevision.start import tag_fault
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 
 
@@ -14,8 +15,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, image_token_id: int, v
     expected = {IMAGE_TAG: image_token_id, VIDEO_TAG: video_token_id}
     add_tags(tokenizer, sorted(expected, key=expected.__getitem__))
     found = tokenizer.get_added_vocab()
-    faults = [_fault(tag, found.get(tag), wanted) for tag, wanted in expected.items() if found.get(tag) != wanted]
-    if faults:
+    config = {"image_token_index": image_token_id, "video_token_index": video_token_id}
+    if faults := [fault for tag in expected if (fault := tag_fault(tag, found.get(tag), config))]:
         raise ConfigError(faults)
 
 
@@ -24,9 +25,3 @@ def add_tags(tokenizer: PreTrainedTokenizerBase, tags: list[str] | tuple[str, ..
     known = tokenizer.get_added_vocab()
     missing = [AddedToken(tag, special=True, normalized=False) for tag in tags if tag not in known]
     tokenizer.add_tokens(missing, special_tokens=True)
-
-
-def _fault(tag: str, found: int | None, wanted: int) -> Fault:
-    key = f"{tag.strip('<>')}_token_index"
-    problem = f"the tokenizer's {tag} has id {found}, config.json says {key} = {wanted}"
-    return Fault("model.init", problem, f"write {key} = {found} there, or use the tokenizer that belongs to the model")
