@@ -99,6 +99,10 @@ def _report_faults(argv: list[str] | None) -> int:
     except (DataError, RunError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"a setting names a path with a longer name than a file has: {error.filename}", file=sys.stderr)
+            print("    -> give the path of a file or folder alone", file=sys.stderr)
+            return 2
         if error.errno not in _REFUSALS:
             raise
         print(f"{error}\n    -> {_ELSEWHERE}", file=sys.stderr)

@@ -7,9 +7,11 @@ renamed them twice. Leaves a configuration that names each module in full, and t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -40,6 +42,23 @@ _WITHOUT_EFFECT = {
 _MERGE = "merge it into its base with PEFT (merge_and_unload, save_pretrained) and name that folder as model.init"
 
 
+def _is_pattern(value: Any) -> bool:
+    """Whether it names modules: a list of names, or a regular expression."""
+    if isinstance(value, list):
+        return all(isinstance(name, str) for name in value)
+    try:
+        return isinstance(value, str) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
+_FORMS: dict[str, Callable[[Any], bool]] = {  # what must be there, and how
+    "r": lambda value: isinstance(value, int) and value > 0,
+    "lora_alpha": lambda value: isinstance(value, int | float),
+    "target_modules": _is_pattern,
+}
+
+
 @dataclass(frozen=True)
 class PeftFolder:
     """config: each target by its full name. saved: modules that the adapter replaces whole. tensors: the whole file."""
@@ -58,9 +77,13 @@ def read_peft_folder(folder: Path, hf_model: nn.Module) -> PeftFolder:
     if not ((folder / ADAPTER_CONFIG).is_file() and files):
         told = f"{folder} holds no {ADAPTER_CONFIG} with {' or '.join(ADAPTER_FILES)}"
         raise fault(told, "name a folder as PEFT writes it, such as a run's STAGE/adapter")
-    kind = read_object("adapter", folder / ADAPTER_CONFIG).get("peft_type")
-    if kind != "LORA":
+    content = read_object("adapter", folder / ADAPTER_CONFIG)
+    if (kind := content.get("peft_type")) != "LORA":
         raise fault(f"{folder} is a {kind} adapter", f"only LoRA is read; {_MERGE}")
+    if wrong := [
+        f"{name}={content.get(name)!r}" for name, is_sound in _FORMS.items() if not is_sound(content.get(name))
+    ]:
+        raise fault(f"{folder / ADAPTER_CONFIG} says {', '.join(wrong)}", "download or copy it again")
     config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     _refuse_other_kinds(folder, config)
     stored = StoredTensors("adapter", files[:1])
@@ -133,5 +156,7 @@ def _explicit(config: PeftConfig, names: dict[str, str], targets: set[str]) -> P
 
 
 def _saved(last_names: list[str], names: dict[str, str]) -> list[str]:
-    """The modules, down to those that own parameters, that `modules_to_save` names by their last names."""
-    return [name for old, name in names.items() if any(f".{last}." in f".{old}." for last in last_names)]
+    """The modules, down to those that own parameters, that `modules_to_save` names: as PEFT does, by the ends of their
+    names or of a module's above them."""
+    above = {old: [*accumulate(old.split("."), "{}.{}".format)] for old in names}
+    return [name for old, name in names.items() if any(module.endswith(tuple(last_names)) for module in above[old])]

@@ -94,6 +94,11 @@ def test_no_words_print_the_help_and_fail(capsys):
     assert "usage:" in capsys.readouterr().out
 
 
+def test_a_path_longer_than_any_is_no_traceback(capsys):
+    assert main(["check", "+recipe=tiny", f"model.init={'a' * 300}"]) == 2
+    assert "longer name than a file has: aaa" in capsys.readouterr().err
+
+
 def test_an_unknown_verb_names_the_nearest(capsys):
     assert main(["chekc", "+recipe=tiny"]) == 2
     assert capsys.readouterr().err == "no verb chekc\n    -> did you mean check?\n"

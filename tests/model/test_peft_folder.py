@@ -37,6 +37,7 @@ SAME = {
     "head whole": {"target_modules": LANGUAGE, "modules_to_save": ["lm_head"]},
     "both whole": {"target_modules": LANGUAGE, "modules_to_save": ["embed_tokens", "lm_head"]},
     "projector and norms whole": {"target_modules": QV, "modules_to_save": ["multi_modal_projector", "layer_norm1"]},
+    "norms by the end of their names": {"target_modules": LANGUAGE, "modules_to_save": ["norm"]},
     "patterns": {"target_modules": QV, "rank_pattern": {"q_proj": 2, r"layers.1.self_attn.v_proj": 3},
                  "alpha_pattern": {r".*language_model.*\.v_proj": 32}},
     "rslora": {"target_modules": QV, "use_rslora": True},
@@ -220,6 +221,14 @@ def test_another_kind_and_a_broken_config_are_refused(tmp_path, bases):
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"adapter_config\.json is no JSON"):
         attach_adapter(deepcopy(bases[True].hf_model), tmp_path)
+
+
+@pytest.mark.parametrize("option", [{"r": "4"}, {"r": 0}, {"lora_alpha": None}, {"target_modules": "("}], ids=str)
+def test_an_option_of_another_form_is_refused_by_name(tmp_path, bases, option):
+    write(tmp_path, bases[False], target_modules=QV)
+    [(name, value)] = option.items()
+    with pytest.raises(ConfigError, match=re.escape(f"adapter_config.json says {name}={value!r}")):
+        attach_adapter(deepcopy(bases[False].hf_model), edit(tmp_path, **option))
 
 
 def test_a_file_that_does_not_fit_is_told_by_what_differs(tmp_path, bases):
