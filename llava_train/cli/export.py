@@ -17,9 +17,10 @@ def run(argv: list[str]) -> int:
     config = load_verb(ExportConfig, argv)
     stage_dir = find_stage(config)
     step = find_step(stage_dir, config.step)
-    for folder in (stage_dir / checkpoint.BASE, step):
-        if found := checkpoint.damage(folder):
-            raise _fault("step", f"{folder} is damaged: {found}", f"take another: {_steps(stage_dir)}")
+    if found := checkpoint.damage(base := stage_dir / checkpoint.BASE):
+        raise _fault("run.dir", f"{base} is damaged: {found}", "put that file back as it was; every step needs it")
+    if found := checkpoint.damage(step):
+        raise _fault("step", f"{step} is damaged: {found}", f"take another: {_steps(stage_dir)}")
     from llava_train.train.export import export_adapter, export_checkpoint, report_table
 
     terminal = console(True)
