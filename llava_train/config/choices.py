@@ -6,7 +6,7 @@ import ast
 import re
 from string import ascii_uppercase, digits
 
-_OPTION = re.compile(r"([A-Z])|(?i:option|choice)(?:[ _-]?([A-Z0-9])|[ _-]([a-z]))")  # a column of one option
+_OPTION = re.compile(r"([A-Za-z])|(?i:option|choice|opt)(?:[ _-]?([A-Z0-9])|[ _-]([a-z]))")  # a column of one option
 
 
 def option_columns(header: list[str]) -> dict[str, int]:
@@ -14,7 +14,7 @@ def option_columns(header: list[str]) -> dict[str, int]:
     found = {
         next(filter(None, m.groups())).upper(): at for at, cell in enumerate(header) if (m := _OPTION.fullmatch(cell))
     }
-    if len(found) < 2:
+    if len(found) < 2 or found.keys().isdisjoint("A01"):  # x and y are no options
         return {}
     for names in (ascii_uppercase, digits, digits[1:]):
         if sorted(found) == list(names[: len(found)]):
@@ -36,13 +36,22 @@ def read_choices(row: dict[str, str]) -> dict[str, str]:
     return {name: text for name, text in row.items() if name in ascii_uppercase and text}
 
 
-def answer_of(answer: str, choices: dict[str, str]) -> str:
-    """As it is, but for the number of an option, from 0 on, which becomes its letter. Raises ValueError for another.
+def answer_of(answer: str, choices: dict[str, str], columns: dict[str, str]) -> str:
+    """As it is, but for what names an option, which becomes its letter: the letter in lower case, the name of its
+    column, its number from 0 on. Raises ValueError for another number, and where the columns are numbered from 1.
 
-    Worked case, A: cat, B: dog: `1` -> B, `B` and `dog` stay; with A: 2, B: 3 `1` stays.
+    columns: by letter, of options that have one each. Worked case, A: cat, B: dog: `1` and `b` -> B, `B` and `dog`
+    stay; in columns option1 and option2 `option1` -> A, `1` is refused; with A: 2, B: 3 `1` stays.
     """
-    if not choices or not answer.isdecimal() or any(text.strip().isdecimal() for text in choices.values()):
+    if not choices or answer in choices.values():
         return answer
+    if not answer.isdecimal():
+        named = {name.lower(): letter for letter, name in columns.items() if letter in choices}
+        return named.get(answer.lower(), answer.upper() if answer.upper() in choices else answer)
+    if any(text.strip().isdecimal() for text in choices.values()):
+        return answer
+    if columns.get("A", "").endswith("1"):
+        raise ValueError(f"answer {answer} may be counted from 0 or from 1; write the letter, or {columns['A']} and on")
     if int(answer) >= len(choices):
         raise ValueError(f"answer {answer} is no number of an option, from 0 on; write the letter")
     return list(choices)[int(answer)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from llava_train.config.choices import answer_of, option_columns, read_choices, with_options
 from llava_train.config.errors import cut_short
-from llava_train.config.folder_labels import meant_folders, wrong_labels
+from llava_train.config.folder_labels import SPLITS, meant_folders, wrong_labels
 from llava_train.config.kinds import JSON_SUFFIXES, RECORD_SUFFIXES
 from llava_train.config.pictures import IMAGE_SUFFIXES, sorted_out
 
@@ -45,9 +45,11 @@ COLUMNS = {  # names of a column, however they are cased; of several ids the fir
 }
 SHOWN = 500  # characters of a header that a message repeats
 DESCRIBE, NAME_IT = "Describe the {}.", "What is shown?"  # asked where a table or a folder has no questions
-NOT_LEARNED = ("0", "0.0", "false", "no")  # in a column weight, loss, train or training
+NOT_LEARNED = ("false", "no", "f", "n", "off")  # of weight, loss, train or training
+NO_VALUE = ("nan", "<na>", "#n/a")  # what tools write for an empty cell; `none` and `n/a` may be answers
 NAMED = 5  # files and folders that a message names
 HEAD = 2**16  # bytes of a file that may hold records
+_SECOND = re.compile("(image|img|picture|photo|frame|video|clip|file)s?(_?(path|file|name))?_?([0-9]+|[b-f])")
 _TAG = re.compile("<image>|<video>")
 Record = dict[str, Any]
 
@@ -65,9 +67,8 @@ def passed_over(path: Path) -> str:
     """What is not read of a folder or a table, in words; empty where all is. Raises OSError or ValueError."""
     if path.is_dir():
         return files_passed_over("that are neither pictures nor captions of one", sorted_out(path).others)
-    header = _header(_rows(path))
-    used = _columns(header).values()
-    return columns_passed_over([name for at, name in enumerate(header) if at not in used])
+    header, columns, _ = _table(path)
+    return columns_passed_over([name for at, name in enumerate(header) if at not in columns.values()])
 
 
 def files_passed_over(what: str, files: list[Path]) -> str:
@@ -77,7 +78,7 @@ def files_passed_over(what: str, files: list[Path]) -> str:
 
 def columns_passed_over(names: list[str]) -> str:
     """In words; empty where there are none."""
-    return f"columns {', '.join(names)}" if names else ""
+    return f"columns {', '.join(name or '(without a name)' for name in names)}" if names else ""
 
 
 def read_table(path: Path, split: str = "") -> list[Record | BadRecord]:
@@ -86,10 +87,7 @@ def read_table(path: Path, split: str = "") -> list[Record | BadRecord]:
     An image or video cell may hold several paths, with ; or | between them. Questions without tags get them in front,
     and behind them their options, where columns A, B and so on, or one of options, hold these.
     """
-    rows = _rows(path)
-    header = _header(rows)
-    columns = _columns(header)
-    numbered = list(rows)
+    header, columns, numbered = _table(path)
     if split or "split" in columns:
         numbered = _of_split(path, numbered, columns, header, split)
     return [_record(path, line, cells, header, columns) for line, cells in numbered]
@@ -186,8 +184,19 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-def _header(rows: Iterator[tuple[int, list[str]]]) -> list[str]:
-    return [cell.strip() for cell in next(rows, (0, []))[1]]
+def _table(path: Path) -> tuple[list[str], dict[str, int], list[tuple[int, list[str]]]]:
+    """Header, position of each column that is known, and rows as `_rows` gives them. A column of nothing but names of
+    splits is one of splits, whatever it is called."""
+    rows = _rows(path)
+    header = [cell.strip() for cell in next(rows, (0, []))[1]]
+    columns, numbered = _columns(header), list(rows)
+    unread = [at for at in range(len(header)) if at not in columns.values()]
+    for at in unread if "split" not in columns else ():
+        names = {cells[at].strip().lower() for _, cells in numbered if at < len(cells)}
+        if len(names) > 1 and names <= SPLITS:
+            columns["split"] = at
+            break
+    return header, columns, numbered
 
 
 def _columns(header: list[str]) -> dict[str, int]:
@@ -218,12 +227,27 @@ def _columns(header: list[str]) -> dict[str, int]:
         if "question" not in columns:
             raise ValueError(f"line 1: columns {told} are options without a column of questions; {found}")
     columns |= options
+    _refuse_second(header, columns)
     if "answer" not in columns:
         raise ValueError(f"line 1: no column of answers ({', '.join(COLUMNS['answer'])}); {found}")
     if "image" not in columns and "video" not in columns:
         allowed = ", ".join((*COLUMNS["image"], *COLUMNS["video"]))
         raise ValueError(f"line 1: no column of images or videos ({allowed}); {found}")
     return columns
+
+
+def _refuse_second(header: list[str], columns: dict[str, int]) -> None:
+    """Raises ValueError where a row has further images or videos in columns that are numbered."""
+    more = [cell for at, cell in enumerate(header) if at not in columns.values() and is_second(cell)]
+    for kind in ("image", "video"):
+        if kind in columns and more:
+            told = f"columns {header[columns[kind]]} and {', '.join(more)} each hold media of a row"
+            raise ValueError(f"line 1: {told}; write all of them into one cell, with ; between them")
+
+
+def is_second(column: str) -> bool:
+    """Whether a column is named as a further one of images or videos: `image2`, `img_path_1`, `image_b`."""
+    return bool(_SECOND.fullmatch(_plain(column)))
 
 
 def _of_split(path: Path, rows: list, columns: dict[str, int], header: list[str], split: str) -> list:
@@ -250,10 +274,12 @@ def _record(path: Path, line: int, cells: list[str], header: list[str], columns:
     if "input" in row:
         row["question"] = "\n".join(filter(None, (row["question"], row.pop("input"))))
     for column in ("question", "answer", "id"):
-        if row.get(column) == "":
-            return BadRecord(f"{where}, column {header[columns[column]]}: is empty")
+        if (cell := row.get(column, "-")) == "" or cell.lower() in NO_VALUE:
+            return BadRecord(
+                f"{where}, column {header[columns[column]]}: {'is empty' if not cell else f'holds {cell}'}"
+            )
     for column in ("weight", "loss", "train", "training"):
-        if (cell := row.get(column, "")).lower() in NOT_LEARNED:
+        if is_left_out(column, cell := row.get(column, "")):
             told = f"{where}, column {header[columns[column]]}: {cell}, so that nothing is learned; take the row out"
             return BadRecord(told)
     media = {kind: _paths(row.get(kind, "")) for kind in ("image", "video")}
@@ -262,7 +288,7 @@ def _record(path: Path, line: int, cells: list[str], header: list[str], columns:
         return BadRecord(f"{where}, column {names}: is empty")
     try:
         choices = read_choices(row)
-        answer = answer_of(row["answer"], choices)
+        answer = answer_of(row["answer"], choices, {name: header[at] for name, at in columns.items() if len(name) == 1})
     except ValueError as error:
         return BadRecord(f"{where}: {error}")
     question = with_options(row.get("question", ""), choices)
@@ -273,6 +299,19 @@ def _record(path: Path, line: int, cells: list[str], header: list[str], columns:
     turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     record = {"id": row.get("id", f"line {line}"), **media, "conversations": turns}
     return record | {"choices": choices} if choices else record
+
+
+def is_left_out(field: str, value: Any) -> bool:
+    """Whether `weight`, `loss`, `train` or `training` of a whole record keep it from being learned as all others are:
+    0, false or no; of `weight` any share. A text is read as what it says; other texts and figures say nothing."""
+    if isinstance(value, str):
+        if value.strip().lower() in NOT_LEARNED:
+            return True
+        try:
+            value = float(value)
+        except ValueError:
+            return False
+    return isinstance(value, int | float) and (not value or (field == "weight" and value != 1))
 
 
 def _paths(cell: str) -> list[str]:

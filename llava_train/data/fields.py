@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from llava_train.config.plain import BadRecord
+from llava_train.config.plain import BadRecord, is_left_out
 
 SYSTEM_KEYS = ("system", "system_prompt")
 LEARNED_KEYS = ("weight", "loss", "train", "training")  # of a turn: 0 or false for one that is read and not learned
 REFUSED = (  # unless they hold nothing: what they say would be lost
     *("tools", "functions", "tool_calls", "tool_call_id", "function_call", "tool_responses"),
-    *("reasoning", "reasoning_content", "thinking", "train_detail", "mask", "masked", "masks"),
+    *("reasoning", "reasoning_content", "thinking", "thought", "train_detail", "mask", "masked", "masks"),
+    *("audio", "audios", "history", "chosen", "rejected", "rejected_response"),
 )
 RECORD_KEYS = (*SYSTEM_KEYS, *LEARNED_KEYS, *REFUSED)
+_SYSTEM_WORDS = {"system", "sys", "prompt", "message", "text", "instruction", "instructions"}
+_LEARNED_WORDS = {
+    *("weight", "weights", "loss", "train", "trained", "training", "trainable", "learn", "learned", "learnable"),
+    *("mask", "masked", "supervise", "supervised", "ignore", "ignored", "skip"),
+}
 
 
 def system_text(record: dict[str, Any]) -> str:
@@ -29,15 +36,22 @@ def system_text(record: dict[str, Any]) -> str:
 def refuse_fields(record: dict[str, Any]) -> None:
     """Raises BadRecord where the record itself has a field that would be lost, or is said not to be learned."""
     _refuse(record, "the record")
-    for key in LEARNED_KEYS:
-        value = record.get(key)
-        if value is False or (isinstance(value, int | float) and value != 1 and (key == "weight" or not value)):
+    for key, value in record.items():
+        if key in LEARNED_KEYS and is_left_out(key, value):
             raise BadRecord(f"{key!r} is {value!r} for the whole record: take it out, or say so of its answers")
+        words = _words(key)
+        if value and key not in SYSTEM_KEYS and words & {"system", "sys"} and words <= _SYSTEM_WORDS:
+            raise BadRecord(f"{key!r} of the record is not read: call it 'system'")
+        if value is not None and words & {"sample", "loss"} and "weight" in words:
+            raise BadRecord(f"{key!r} of the record is not read: call it 'weight'")
 
 
 def is_learned(turn: dict[str, Any], is_answer: bool) -> bool:
     """Whether the loss sees this turn. Raises BadRecord where it says what cannot be: a share, a question learned."""
     _refuse(turn, "a turn")
+    for key, value in turn.items():
+        if value is not None and key not in (*LEARNED_KEYS, *REFUSED) and _words(key) & _LEARNED_WORDS:
+            raise BadRecord(f"{key!r} of a turn is not read: call it 'weight', 1 for an answer that is learned, else 0")
     said = {key: turn[key] for key in LEARNED_KEYS if turn.get(key) is not None}
     for key, value in said.items():
         if not isinstance(value, int | float) or value not in (0, 1):
@@ -49,6 +63,11 @@ def is_learned(turn: dict[str, Any], is_answer: bool) -> bool:
     if len({bool(value) for value in said.values()}) > 1:
         raise BadRecord(f"{' and '.join(map(repr, said))} of a turn contradict each other")
     return is_answer and all(said.values())
+
+
+def _words(key: str) -> set[str]:
+    """Worked case: `systemPrompt`, `system-prompt` -> system, prompt; `LOSS` -> loss."""
+    return {*re.findall("[a-z]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())}
 
 
 def _refuse(fields: dict[str, Any], where: str) -> None:

@@ -15,9 +15,11 @@ from llava_train.data.fields import RECORD_KEYS
 MEDIA_KEYS = ("image", "video")
 _NOT_MEDIA = {*MEDIA_KEYS, "conversations", "messages", "id", "answers", "choices", "type", "prompt", *RECORD_KEYS}
 _WORDS = {"image", "img", "picture", "pic", "photo", "video", "clip", "frame", "media", "pixel"}
-_FILE_WORDS = {"file", "filename", "path", "url"}
-_SUFFIX = re.compile(r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|heic|mp4|mkv|webm|avi|mov|m4v|mpe?g)(\?|$)", re.I)
+_SUFFIX = re.compile(
+    r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|heic|svg|dcm|mp4|mkv|webm|avi|mov|m4v|mpe?g|flv|wmv|ogv|ts)(\?|$)", re.I
+)
 _ENCODED = re.compile(r"data:(image|video)/|/9j/|iVBORw0KGgo|R0lGOD|UklGR")  # how base64 of an image begins
+_WRITTEN = re.compile(r"<(img|image|video)>[^<>\n]+</\1>")  # Qwen-VL's: a path within the text
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _TAG = re.compile("<image>|<video>")
 _STANDING = re.compile(r"^[ \t]*(?:<image>|<video>)|(?:<image>|<video>)[ \t]*$", re.MULTILINE)
@@ -43,6 +45,9 @@ def refuse_lost(record: dict[str, Any], turns: Sequence[tuple[str, str]]) -> Non
                 f"has no 'image' and no 'video', but key {key!r} seems to hold one: name it 'image' or 'video'"
             )
     for role, text in turns:
+        if role == "human" and (found := _WRITTEN.search(text)):
+            told = f"{found.group()[:80]!r} in a human turn names one"
+            raise BadRecord(f"has no 'image' and no 'video', but {told}: write <image>, and its path as 'image'")
         if said and role == "human" and (found := _STANDING.search(text)):
             told = f"{found.group().strip()} stands in a human turn, and nothing in {' or '.join(map(repr, said))}"
             raise BadRecord(f"{told}: give the path, or take the tag out")
@@ -52,7 +57,7 @@ def _seems_media(key: str, value: Any, has_tag: bool, said: bool) -> bool:
     """A tag makes more of it: without one a text may well name a picture that it has nothing to do with."""
     if has_tag:
         return _is_medium(value) or (names_media(key) and isinstance(value, str | list | dict) and bool(value))
-    return not said and bool(_words(key) & (_WORDS | _FILE_WORDS)) and _is_medium(value)
+    return not said and _is_medium(value)
 
 
 def _is_medium(value: Any) -> bool:

@@ -98,6 +98,8 @@ def _as_text(turn: Any, media: dict[str, list[dict[str, Any]]]) -> Any:
         if kind == "text" and isinstance(words := part.get("text"), str):
             if IMAGE_TAG in words or VIDEO_TAG in words:
                 raise BadRecord(f"a text part holds {IMAGE_TAG} or {VIDEO_TAG}: make it a part of its own type")
+            if beside := next((key for key in _TAGS if part.get(key)), None):
+                raise BadRecord(f"a part of type 'text' has {beside!r} as well: make it a part of its own type")
             text += "\n" * (after_medium and bool(words) and not words.startswith("\n")) + words
             after_medium = after_medium and not words
         elif kind in _TAGS:

@@ -102,7 +102,8 @@ def test_an_input_belongs_to_its_instruction(table):
 OPTIONS = {
     "A,B,C": "red,blue,",
     "option_a,Option B": "red,blue",
-    "choice1,choice2": "red,blue",
+    "a,b": "red,blue",
+    "opt_a,opt_b": "red,blue",
     "option0,option1": "red,blue",
     "options": '"[""red"", ""blue""]"',
     "choices": "\"['red', 'blue']\"",
@@ -110,11 +111,40 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(("header", "cells"), OPTIONS.items())
-@pytest.mark.parametrize(("answer", "learned"), [("B", "B"), ("blue", "blue"), ("1", "B")])
+@pytest.mark.parametrize(("answer", "learned"), [("B", "B"), ("b", "B"), ("blue", "blue"), ("1", "B")])
 def test_options_stand_behind_their_question(table, header, cells, answer, learned):
     (record,) = read_table(table(f"image,question,answer,{header}\na.png,Which?,{answer},{cells}\n"))
     assert turns(record) == ["<image>\nWhich?\nA. red\nB. blue", learned]
     assert record["choices"] == {"A": "red", "B": "blue"}
+
+
+def test_numbers_of_options_that_are_counted_from_one_are_refused(table):
+    path = table("image,question,answer,option1,option2\na,q,option2,x,y\na,q,B,x,y\na,q,1,x,y\na,q,2,2,y\n")
+    named, letter, number, text = read_table(path)
+    assert [turns(row) for row in (named, letter)] == [["<image>\nq\nA. x\nB. y", "B"]] * 2
+    assert str(number).endswith("answer 1 may be counted from 0 or from 1; write the letter, or option1 and on")
+    assert turns(text)[1] == "2"
+    assert "choices" not in read_table(table("image,answer,x,y\na,q,3,4\n"))[0]
+
+
+def test_a_further_picture_of_a_row_is_refused_and_a_column_of_splits_is_one(table):
+    for column in ("image2", "image_b", "img_path_1", "Image 2"):
+        with pytest.raises(ValueError, match=f"columns image and {column} each hold media of a row"):
+            read_table(table(f"image,{column},answer\na,b,x\n"))
+    path = table("image,answer,set\na,x,train\nb,y,test\n")
+    with pytest.raises(ValueError, match="column set has rows 1 of train, 1 of test: name the ones to read"):
+        read_table(path)
+    assert [turns(row)[1] for row in read_table(path, "test")] == ["y"]
+    assert len(read_table(table("image,answer,set\na,x,train\nb,y,tea\n"))) == 2
+
+
+def test_a_weight_of_a_row_is_read_as_in_json_and_an_answer_of_no_value_is_none(table):
+    path = table("image,answer,weight\n" + "".join(f"a,x,{w}\n" for w in ("0.5", "0.00", "n", "1", "", "1.0")))
+    assert [isinstance(row, BadRecord) for row in read_table(path)] == [True, True, True, False, False, False]
+    nothing, words = read_table(table("image,answer\na,NaN\na,none\n"))
+    assert str(nothing) == "q.csv, line 2, column answer: holds NaN"
+    assert turns(words)[1] == "none"
+    assert passed_over(table(",image,answer\n")) == "columns (without a name)"
 
 
 def test_options_that_stand_in_the_question_or_are_none_are_not_added(table):

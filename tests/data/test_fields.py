@@ -90,6 +90,21 @@ REFUSED = {
     "record": ({"weight": 0, "messages": turns()}, "'weight' is 0 for the whole record"),
     "record half": ({"weight": 0.5, "messages": turns()}, "'weight' is 0.5 for the whole record"),
     "record loss": ({"loss": False, "messages": turns()}, "'loss' is False for the whole record"),
+    "record word": ({"weight": "0", "messages": turns()}, "'weight' is '0' for the whole record"),
+    "record false": ({"train": "False", "messages": turns()}, "'train' is 'False' for the whole record"),
+    "record share": ({"loss_weight": 0.5, "messages": turns()}, "'loss_weight' of the record is not read: call it"),
+    **{
+        key: ({key: "x", "messages": turns()}, f"{key!r} of the record is not read: call it 'system'")
+        for key in ("System", "system_message", "systemPrompt")
+    },
+    **{
+        key: ({"messages": turns(**{key: 0})}, f"{key!r} of a turn is not read: call it 'weight'")
+        for key in ("trainable", "loss_weight", "loss_mask", "Weight", "LOSS", "doTrain", "ignore", "supervised")
+    },
+    **{
+        key: ({key: ["x"], "messages": turns()}, f"{key!r} of the record is not trained on")
+        for key in ("audios", "rejected_response", "history")
+    },
     "tools": ({"tools": [{"name": "look"}], "messages": turns()}, "'tools' of the record is not trained on"),
     **{
         key: ({"messages": turns(**{key: [{"name": "look"}]})}, f"{key!r} of a turn is not trained on")
@@ -107,7 +122,21 @@ def test_what_cannot_be_used_is_refused_by_name(record, told):
 
 def test_fields_that_hold_nothing_are_no_fault():
     messages = turns(tool_calls=[], function_call=None, reasoning_content="", weight=None)
-    assert roles({"tools": None, "mask": False, "weight": 1, "loss": 0.31, "messages": messages})[1] == "gpt"
+    messages[0] |= {"trainable": None, "name": "Ada"}
+    assert (
+        roles(
+            {
+                "tools": None,
+                "mask": False,
+                "system_id": 7,
+                "train": "train",
+                "weight": 1,
+                "loss": 0.31,
+                "messages": messages,
+            }
+        )[1]
+        == "gpt"
+    )
 
 
 def test_parts_take_the_images_that_they_number():

@@ -36,6 +36,13 @@ LOST = {
     "empty path": (typed({"type": "image", "image": ""}), "without a path"),
     "path under another key": (typed({"type": "image", "image_path": "a.png"}), "without a path"),
     "beside imgs": (typed({"type": "image"}, imgs=["a.png"]), "without a path"),
+    "text part with a path": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": NONE, "image": "a.png"}]}, ANSWER]},
+        "a part of type 'text' has 'image' as well",
+    ),
+    "path in the text": (record("Picture 1: <img>a.png</img>\nWhat?"), "'<img>a.png</img>' in a human turn names one"),
+    "any key, no tag": (record(NONE, screenshot="x/a.png"), "key 'screenshot'"),
+    "within a mapping, no tag": (record(NONE, metadata={"image": "a.png"}), "key 'metadata'"),
     "null": (record(TAG, image=None), "<image> stands in a human turn, and nothing in 'image'"),
     "empty list": (record(TAG, image=[], video=None), "nothing in 'image' or 'video'"),
     "within a list": (record(LISTED, image=[]), "nothing in 'image'"),

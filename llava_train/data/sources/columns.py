@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llava_train.config.plain import BadRecord, columns_passed_over
+from llava_train.config.plain import BadRecord, columns_passed_over, is_second
 from llava_train.data.fields import RECORD_KEYS
 from llava_train.data.lost_media import names_media
 from llava_train.data.sample import PackedFile
@@ -43,6 +43,11 @@ def chosen_columns(schema: pa.Schema) -> list[str]:
     """Those that make a record. Raises ValueError where there are no conversations."""
     if not any(name in schema.names for name in TURNS):
         raise ValueError(f"has no column {' or '.join(TURNS)}; found: {', '.join(schema.names)}")
+    if twice := next((name for name in schema.names if schema.names.count(name) > 1), None):
+        raise ValueError(f"column {twice} stands twice: rename or drop one of them")
+    more = [name for name in schema.names if name not in KNOWN and is_second(name)]
+    if more and (first := next((name for name in schema.names if name in MEDIA), None)):
+        raise ValueError(f"columns {first} and {', '.join(more)} each hold media of a row; make them one list, {first}")
     return [field.name for field in schema if field.name in KNOWN or _may_hold_media(field)]
 
 

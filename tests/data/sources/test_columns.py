@@ -264,3 +264,17 @@ def test_drawn_rows_are_those_at_their_positions(tmp_path, kind):
         (found,), (expected,) = record_of(one)["image"], whole[position]["image"]
         assert (found.read(), found.name) == (expected.read(), expected.name)
     assert [where for where, _ in open_source(path, "s").drawn(18, 7, random.Random(0))] == ["18", "19"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("image", "image"), "column image stands twice: rename or drop one of them"),
+        (("images", "image_2"), "columns images and image_2 each hold media of a row; make them one list, images"),
+    ],
+)
+def test_columns_that_would_lose_a_picture_are_refused(names, told, kind, tmp_path):
+    table = pa.table([pa.array(["a.png"]), pa.array(["b.png"]), pa.array([ASKED])], [*names, "conversations"])
+    with pytest.raises(DataError, match=told):
+        list(open_source(write(tmp_path, table, kind), "s"))
