@@ -15,20 +15,23 @@ PLACES = {
     *("image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos", "frame", "frames"),
     *("media", "data", "dataset", "datasets", "raw", "file", "files", "asset", "assets", "jpegimages", "jpg", "jpeg"),
     *("png", "mask", "masks", "annotation", "annotations", "label", "labels", "part", "set", "split", "batch", "shard"),
+    *("fold", "unlabeled", "unlabelled", "unsorted"),
 }
 
 
 def is_no_label(name: str) -> bool:
-    """Worked cases: `train2017`, `test_images`, `JPEGImages` -> true; `cat`, `image_of_cat`, `7` -> false."""
-    words = re.findall("[a-z]+", name.lower())
-    return bool(words) and all(word in SPLITS or word in PLACES for word in words)
+    """Worked cases: `train2017`, `test_images`, `trainA`, `JPEGImages` -> true; `cat`, `image_of_cat`, `7`, `A` ->
+    false."""
+    words = re.findall("[a-z]+", re.sub("(?<=[a-z])([A-Z])$", r"_\1", name).lower())
+    known = [word in SPLITS or word in PLACES for word in words]
+    return any(known) and all(found or len(word) == 1 for found, word in zip(known, words, strict=True))
 
 
 def wrong_labels(pictures: Sequence[Path]) -> list[str]:
     """Names of folders, of the first level, that say nothing of what their pictures show.
 
     `train` alone among other names is the vehicle, unless it has folders of its own. One folder alone, with several
-    folders in it and no picture, is a place whatever its name.
+    folders in it, or in the only one that is in it, and no picture, is a place whatever its name.
     """
     inner: dict[str, list[Path]] = {}
     for picture in pictures:
@@ -37,9 +40,9 @@ def wrong_labels(pictures: Sequence[Path]) -> list[str]:
     found = [name for name in inner if is_no_label(name)]
     if found == ["train"] and len(inner) > 1 and all(len(picture.parts) == 1 for picture in inner["train"]):
         return []
-    if not found and len(inner) == 1 and all(_top(p) for p in next(iter(inner.values()))):
+    if not found and len(inner) == 1:
         [(name, below)] = inner.items()
-        return [name] if len({*map(_top, below)}) > 1 else []
+        return [name] if all(map(_top, below)) and (len({*map(_top, below)}) > 1 or wrong_labels(below)) else []
     return found
 
 

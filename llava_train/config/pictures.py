@@ -5,8 +5,9 @@ Enters: a folder. Leaves: its files in the order of their names, and what each i
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +73,9 @@ def visible_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     found = []
     for inner in (Path(), *(Path(name) for name in os.listdir(folder) if (folder / name).is_dir() and name[0] != ".")):
         with os.scandir(folder / inner) as entries:
-            names = [entry.name for entry in entries if entry.name.lower().endswith(suffixes) and entry.is_file()]
+            names = [
+                entry.name for entry in entries if entry.name.lower().endswith(suffixes) and _leads_to(entry.is_file)
+            ]
         found += [inner / name for name in names if name[0] != "."]
     return sorted(found)
 
@@ -87,11 +90,21 @@ def sorted_out(folder: Path) -> Sorted:
     return Sorted(pictures, texts, [file for file in files if file not in used])
 
 
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """Of an entry of a folder; a link to itself leads nowhere, as one to nothing does."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
+
+
 def _below(root: Path, inner: Path, above: tuple[str, ...]) -> Iterator[Path]:
     with os.scandir(root / inner) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in visible:
-        if not entry.is_dir():
+        if not _leads_to(entry.is_dir):
             yield inner / entry.name
         elif (place := os.path.realpath(entry.path)) not in above:
             yield from _below(root, inner / entry.name, (*above, place))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def other_form(path: Path) -> str:
-    """For messages, of a path that is not on disk: the path that differs from it in the form of Unicode alone, "" where
-    there is none."""
+    """For messages, of a path where no file is: that a folder or a pipe is there, or the path that differs from it in
+    the form of Unicode alone; "" where neither is."""
     found = Path(path.anchor)
     for name in path.parts[len(found.parts) :]:
         forms = dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)))
@@ -18,5 +18,5 @@ def other_form(path: Path) -> str:
             return ""
         found = found / there
     if found == path:
-        return "; it is a folder" if found.is_dir() else ""
+        return "; it is a folder" if path.is_dir() else "; it is a pipe, socket or device"
     return f"; there is {str(found)!a}, which is {str(path)!a} in another form of Unicode: rename it"

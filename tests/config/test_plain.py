@@ -284,8 +284,9 @@ def test_links_are_followed_and_circles_end(folder, tmp_path):
     (path / "blue").symlink_to(other)
     (path / "red" / "3.png").symlink_to(other / "deep" / "2.png")
     (path / "red" / "gone.png").symlink_to("nowhere")
+    (path / "red" / "itself.png").symlink_to("itself.png")
     found = [record["id"] for record in read_folder(path)]
-    assert found == ["blue/deep/2.png", "red/1.png", "red/3.png", "red/gone.png"]
+    assert found == ["blue/deep/2.png", "red/1.png", "red/3.png", "red/gone.png", "red/itself.png"]
     assert open_source(path, "s").files() == [path / name for name in found[:3]]
 
 
@@ -336,6 +337,8 @@ NO_LABELS = {
         ["images/train2017/cat/1.png", "images/val2017/cat/2.png"],
         "{}/images/train2017 or {}/images/val",
     ),
+    "in one folder after another": (["a/b/c/cat/1.png", "a/b/c/dog/2.png"], "in a, .* instead: {}/a/b/c$"),
+    "folds and sides": (["fold1/cat/1.png", "trainA/2.png", "set_b/2.png"], "in fold1, set_b, trainA, .*{}/fold1$"),
     "place": (["JPEGImages/1.png"], "in JPEGImages, .*; put them into folders that are named by what they show"),
     "place and labels": (["cat/1.png", "images/2.png"], "in images, which says nothing"),
     "split and labels": (["cat/1.png", "test/2.png"], "in test, which says nothing"),

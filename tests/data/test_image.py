@@ -262,3 +262,11 @@ def test_slice_beyond_the_end_of_its_file_is_refused(tmp_path):
     (tmp_path / "a.tar").write_bytes(encoded(NOISE, "PNG"))
     with pytest.raises(UnreadableImage, match=r"1\.png in .*a\.tar ends before it does"):
         image_size(PackedFile(tmp_path / "a.tar", 10, 10_000, "1.png"))
+
+
+def test_a_folder_or_a_pipe_in_place_of_an_image_is_told(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    os.mkfifo(tmp_path / "b.png")
+    for name, told in {"a.png": "no such file; it is a folder", "b.png": "it is a pipe, socket or device"}.items():
+        with pytest.raises(FileNotFoundError, match=told):
+            image_size(tmp_path / name)
