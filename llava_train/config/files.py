@@ -117,12 +117,12 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
         faults = [*missing.values(), *faults]
     if len(records.left_out) == len(sources):
         faults.append(Fault(key, "not one of its sources is on disk", f"set data.root; now it is {data.root}"))
+    elif not faults and not records.not_counted and not records.num_samples:
+        faults.append(Fault(key, f"no record is taken of {', '.join(sources)}", "give it some, or sample more of it"))
     elif not faults and not records.not_counted and _wants_more(records, stage):
         problem = f"{records.num_samples} samples are fewer than one batch of {stage.global_batch_size}"
         batch_key = f"stages.{name}.global_batch_size"
-        faults.append(
-            Fault(batch_key, problem, f"set {batch_key}={max(records.num_samples, 1)} or less, or add samples")
-        )
+        faults.append(Fault(batch_key, problem, f"set {batch_key}={records.num_samples} or less, or add samples"))
     return faults
 
 

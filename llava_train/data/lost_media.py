@@ -48,9 +48,15 @@ def refuse_lost(record: dict[str, Any], turns: Sequence[tuple[str, str]]) -> Non
         if role == "human" and (found := _WRITTEN.search(text)):
             told = f"{found.group()[:80]!r} in a human turn names one"
             raise BadRecord(f"has no 'image' and no 'video', but {told}: write <image>, and its path as 'image'")
-        if said and role == "human" and (found := _STANDING.search(text)):
-            told = f"{found.group().strip()} stands in a human turn, and nothing in {' or '.join(map(repr, said))}"
-            raise BadRecord(f"{told}: give the path, or take the tag out")
+    if said and (tag := standing_tag(turns)):
+        told = f"{tag} stands in a human turn, and nothing in {' or '.join(map(repr, said))}"
+        raise BadRecord(f"{told}: give the path, or take the tag out")
+
+
+def standing_tag(turns: Sequence[tuple[str, str]]) -> str:
+    """The first tag that begins or ends a line of a human turn, empty where none does."""
+    found = (_STANDING.search(text) for role, text in turns if role == "human")
+    return next((tag.group().strip() for tag in found if tag), "")
 
 
 def _seems_media(key: str, value: Any, has_tag: bool, said: bool) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from llava_train.config.errors import DataError
 from llava_train.data.formats import BadRecord, MediaRoots, record_id, to_sample
+from llava_train.data.lost_media import standing_tag
 from llava_train.data.messages import with_one_name
 from llava_train.data.paths import inside
 from llava_train.data.sample import Sample, Turn
@@ -55,6 +56,8 @@ def _prompt(record: Any, source: str, position: int, root: Path, system: str) ->
     identity = record_id(record, position)
     try:
         sample = to_sample(_as_training_data(record), source, position, MediaRoots(root, outside=True))
+        if sample.is_tagged_text and (tag := standing_tag(sample.turns)):
+            raise sample.error("bad record", f"{tag} stands in it, and it lists no image or video: give the path")
     except DataError as error:
         return Prompt(identity, error)
     if system and sample.turns[0].role != "system":
@@ -66,6 +69,9 @@ def _as_training_data(record: Any) -> Any:
     """The record by the keys of training data; what is no such record comes back for `to_sample` to refuse."""
     if not isinstance(record, dict):
         return record
+    for key in (key for kind in TAGS for key in (kind, f"{kind}s")):
+        if isinstance(listed := record.get(key), list) and any(entry in (None, "") for entry in listed):
+            return BadRecord(f"{key!r} lists an entry that holds nothing: give its path, or take it out")
     if "conversation" in record and "conversations" in record:
         return BadRecord("has 'conversation' and 'conversations': leave one of them out")
     try:

@@ -81,6 +81,14 @@ def test_fewer_samples_than_a_batch_names_both_counts(whole):
     assert "global_batch_size=11" in fault.remedy
 
 
+def test_files_without_a_record_are_named(whole):
+    Path("here.json").write_text("[]")
+    Path("lines.jsonl").write_text("\n")
+    fault = only_fault(whole)
+    assert (fault.key, fault.remedy[:12]) == ("stages.onevision.mixture", "give it some")
+    assert fault.problem == "no record is taken of here, lines, gone, secret"
+
+
 def test_a_file_too_large_to_count_is_not_opened(whole):
     with Path("here.json").open("wb") as file:
         file.truncate(COUNT_LIMIT + 1)

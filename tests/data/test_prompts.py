@@ -76,6 +76,8 @@ def test_digest_follows_text_and_media(tmp_path):
         ({"prompt": 3}, "either prompt, a text, or conversations"),
         ({"prompt": "a", "conversations": []}, "either prompt, a text, or conversations"),
         ({"prompt": "a", "image": "a.png", "images": ["b.png"]}, "has 'image' and 'images'"),
+        ({"prompt": "a", "images": [None]}, "'images' lists an entry that holds nothing"),
+        ({"prompt": "<image> a"}, "<image> stands in it, and it lists no image or video"),
         ({"prompt": "a", "images": [3]}, "neither a path nor a list of paths"),
         (["a"], "is a list, not a mapping"),
     ],
