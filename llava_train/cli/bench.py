@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llava_train.cli.check import load_checked
-from llava_train.config.json_files import to_json
+from llava_train.shared.json_files import to_json
 from llava_train.train.signals import StopSignal
 
 if TYPE_CHECKING:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.load import load_verb
 from llava_train.config.schema import CompareConfig
+from llava_train.shared.errors import ConfigError, Fault
 
 
 def run(argv: list[str]) -> int:
     """Prints a table. Raises ConfigError."""
     config = load_verb(CompareConfig, argv)
+    from llava_train.shared.console import console
     from llava_train.train.compare import compare, read_scores, table
-    from llava_train.train.metrics import console
 
     before = read_scores(Path(config.before))
     changes = {}

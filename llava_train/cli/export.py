@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.load import load_dumped, load_verb
 from llava_train.config.schema import ExportConfig
 from llava_train.config.typed import nearest
+from llava_train.shared.console import console
+from llava_train.shared.errors import ConfigError, Fault
 from llava_train.train import checkpoint
-from llava_train.train.metrics import console
 
 
 def run(argv: list[str]) -> int:

@@ -10,8 +10,8 @@ import signal
 import sys
 
 from llava_train.config.assets import headline, shipped_recipes
-from llava_train.config.errors import ConfigError, DataError, LostRankError, RunError
 from llava_train.config.typed import nearest
+from llava_train.shared.errors import ConfigError, DataError, LostRankError, RunError
 from llava_train.train.launcher import take_local_rank
 from llava_train.train.signals import EXIT_CODE, LOST, Stopped
 

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from llava_train.config.errors import ConfigError
 from llava_train.config.files import index_folder
 from llava_train.config.gpus import GPUS
 from llava_train.config.load import load
@@ -30,6 +29,7 @@ from llava_train.family.onevision.memory import (
 )
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.family.onevision.traffic import NODE, stage_traffic
+from llava_train.shared.errors import ConfigError
 
 WIDTH = 110  # columns; a pipe has none of its own
 ENOUGH = 0.9  # balance and fill below which something is said

@@ -14,7 +14,6 @@ from typing import TextIO
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.files import source_problem
 from llava_train.config.load import load
 from llava_train.config.mixture import SourceConfig
@@ -28,6 +27,7 @@ from llava_train.data.survey import survey
 from llava_train.family.onevision.cost import ModelDims
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.settings import model_dims, read_model
+from llava_train.shared.errors import ConfigError, Fault
 
 
 def run(argv: list[str]) -> int:

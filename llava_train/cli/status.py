@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_train.config.json_files import to_json
 from llava_train.config.load import load_verb
 from llava_train.config.schema import StatusConfig
+from llava_train.shared.json_files import to_json
 from llava_train.train.status import as_text, status
 
 

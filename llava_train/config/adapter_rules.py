@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import get_type_hints
 
 from llava_train.config.bounds import Bound, bounded
-from llava_train.config.errors import Fault
 from llava_train.config.schema import Config, LearningRates, LoraConfig, StageConfig
 from llava_train.config.typed import unknown
+from llava_train.shared.errors import Fault
 
 PARTS = tuple(get_type_hints(LearningRates))
 BOUNDS: tuple[Bound, ...] = (("rank", ">=", 1), ("alpha", ">", 0), ("dropout", ">=", 0), ("dropout", "<", 1))

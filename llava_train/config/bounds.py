@@ -6,8 +6,8 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
-from llava_train.config.errors import Fault
 from llava_train.config.typed import shown
+from llava_train.shared.errors import Fault
 
 Bound = tuple[str, str, float]  # key below the node, comparison, bound
 _COMPARE = {">=": operator.ge, ">": operator.gt, "<": operator.lt, "<=": operator.le}

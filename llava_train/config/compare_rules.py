@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llava_train.config.errors import Fault
 from llava_train.config.schema import CompareConfig
+from llava_train.shared.errors import Fault
 
 PREDICTIONS = "predictions.jsonl"  # in a folder of `evaluate`: a question a line, with its score
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llava_train.config.bounds import Bound, bounded
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.files import source_problem
 from llava_train.config.generate_rules import adapter_is_a_folder, has_a_start
 from llava_train.config.mixture import READABLE, SourceConfig, file_sources, is_readable
 from llava_train.config.schema import EvaluateConfig
+from llava_train.shared.errors import ConfigError, Fault
 
 BOUNDS: tuple[Bound, ...] = (
     ("limit", ">=", 0),

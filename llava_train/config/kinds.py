@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from llava_train.config.json_files import read_json
+from llava_train.shared.json_files import read_json
 
 Kind = Literal["json", "jsonl", "table", "parquet", "arrow", "tar", "pictures"]
 TABLE_SUFFIXES = (".csv", ".tsv")

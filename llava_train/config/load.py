@@ -20,7 +20,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llava_train.config.assets import asset, assets_root, shipped_models, shipped_recipes, yaml_files
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.mixture import read_yaml
 from llava_train.config.overrides import CONFIG_DIR, CommandLine, apply, restore, split_words
 from llava_train.config.rules import judge, judge_verb
@@ -34,6 +33,7 @@ from llava_train.config.schema import (
     StatusConfig,
 )
 from llava_train.config.typed import UNSOUND, build, nearest
+from llava_train.shared.errors import ConfigError, Fault
 
 Settings = TypeVar("Settings")
 # of a verb that reads no recipe: its name, and what it cannot do without

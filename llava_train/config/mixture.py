@@ -14,12 +14,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
 from llava_train.config.assets import shipped_mixtures
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.kinds import RECORD_SUFFIXES, kind_of, split_of
 from llava_train.config.paths import Pathname
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.config.typed import build, nearest
+from llava_train.shared.errors import ConfigError, Fault
 
 MIXTURE_SUFFIXES = (".yaml", ".yml")
 READABLE = f"records in {' '.join(RECORD_SUFFIXES)} or a folder of them, a folder of pictures, a mixture in .yaml"

@@ -18,8 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llava_train.config.errors import Fault
 from llava_train.config.typed import UNSOUND, describe, field_types, nearest, unknown
+from llava_train.shared.errors import Fault
 
 Action = Literal["set", "add", "remove"]
 GROUPS = ("recipe", "model")

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Annotated, Any, get_args, get_type_hints
 
-from llava_train.config.errors import Fault
+from llava_train.shared.errors import Fault
 
 Pathname = Annotated[str, "path"]  # the type of a field of the schema that is a path, or a name in place of one
 _LEFT = re.compile(r"(^|/)~[^/]*|\$\{[^}]*\}?|(^|/)\$\w+(?=/|$)")

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llava_train.config.choices import answer_of, option_columns, read_choices, with_options
-from llava_train.config.errors import cut_short
 from llava_train.config.folder_labels import SPLITS, meant_folders, wrong_labels
 from llava_train.config.kinds import JSON_SUFFIXES, RECORD_SUFFIXES
 from llava_train.config.pictures import IMAGE_SUFFIXES, sorted_out
+from llava_train.shared.errors import cut_short
 
 DELIMITERS = ",;\t"
 COLUMNS = {  # names of a column, however they are cased; of several ids the first one counts, else a table has one

@@ -10,7 +10,6 @@ from typing import Any
 from llava_train.config import adapter_rules
 from llava_train.config.bounds import Bound, bounded
 from llava_train.config.compare_rules import COMPARE_RULES
-from llava_train.config.errors import Fault
 from llava_train.config.evaluate_rules import EVALUATE_RULES
 from llava_train.config.generate_rules import GENERATE_RULES
 from llava_train.config.gpus import GPUS
@@ -28,6 +27,7 @@ from llava_train.config.schema import (
 )
 from llava_train.config.stage_rules import STAGE_BOUNDS, STAGE_RULES
 from llava_train.config.typed import nearest, shown
+from llava_train.shared.errors import Fault
 
 Rule = Callable[[Any], Iterator[Fault]]
 

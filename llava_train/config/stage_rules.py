@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from llava_train.config import adapter_rules
 from llava_train.config.bounds import Bound
-from llava_train.config.errors import Fault
 from llava_train.config.schema import StageConfig
+from llava_train.shared.errors import Fault
 
 StageRule = Callable[[str, StageConfig], Iterator[Fault]]
 

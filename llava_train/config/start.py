@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava_train.config.errors import ConfigError, Fault, shortened
-from llava_train.config.json_files import read_json
+from llava_train.shared.errors import ConfigError, Fault, shortened
+from llava_train.shared.json_files import read_json
 
 TINY = "tiny"  # the value of model.init that stands for random weights
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from llava_train.config.errors import Fault
 from llava_train.config.paths import expanded, path_fields
+from llava_train.shared.errors import Fault
 
 UNSOUND = object()  # stands for a value that already has a fault
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # what YAML 1.1 reads as text, for example 1e-5

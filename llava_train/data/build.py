@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.config.errors import ConfigError, DataError
 from llava_train.config.schema import DataConfig, EvaluationConfig, StageConfig, TooLong
 from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_tensors
 from llava_train.data.encode import Encoder, text_tokenizer
@@ -24,7 +23,6 @@ from llava_train.data.indexing import Reading, load_index
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
 from llava_train.data.packing import Budget, PackSizes, SampleSizes
-from llava_train.data.processes import follow_parent, shielded
 from llava_train.data.record_identity import Known, known
 from llava_train.data.sampler import OnceOrder, Order, make_order
 from llava_train.data.sources import open_source
@@ -34,6 +32,8 @@ from llava_train.family.onevision.cost import ModelDims, sample_cost
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.shared.child_processes import follow_parent, shielded
+from llava_train.shared.errors import ConfigError, DataError
 
 HELD_OUT_BATCH = 256  # held-out samples that are packed together
 

@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import Dataset
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.config.errors import DataError
 from llava_train.data.collate import collate, filler
 from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.media import MediaReader
 from llava_train.data.packing import SampleSizes
 from llava_train.data.sampler import Order
 from llava_train.data.view import Samples
+from llava_train.shared.errors import DataError
 
 
 @dataclass(frozen=True)

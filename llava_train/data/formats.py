@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.errors import DataError, cut_short
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.plain import BadRecord
 from llava_train.config.schema import DataConfig
@@ -22,6 +21,7 @@ from llava_train.data.messages import from_messages, with_one_name
 from llava_train.data.paths import inside
 from llava_train.data.sample import MediaFile, PackedFile, Role, Sample, Turn
 from llava_train.family.onevision.template import ANSWERS
+from llava_train.shared.errors import DataError, cut_short
 
 ID_SHOWN = 200  # characters of an id that messages repeat
 ROLES: dict[str, Role] = {

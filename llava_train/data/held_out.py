@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llava_train.config.errors import ConfigError, Fault
+from llava_train.shared.errors import ConfigError, Fault
 
 
 class Pictures(NamedTuple):

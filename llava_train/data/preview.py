@@ -17,7 +17,6 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
-from llava_train.config.errors import DataError
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.data.encode import EncodedSample, Encoder
@@ -28,6 +27,7 @@ from llava_train.data.sample import Sample
 from llava_train.data.sample_notes import NAMED, note_line, note_of
 from llava_train.family.onevision.chat import CheckpointTemplate
 from llava_train.family.onevision.template import Template, media_tags, rendered_by_template
+from llava_train.shared.errors import DataError
 
 SUPERVISED, MEDIUM = "bold green", "bold magenta"
 

@@ -18,14 +18,14 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from llava_train.batch.packed import VisualLayout
-from llava_train.config.errors import DataError
 from llava_train.config.schema import StageConfig
 from llava_train.data.encode import EncodedSample
-from llava_train.data.html import data_uri, escaped
 from llava_train.data.preview import Run, Shown, medium_words, runs
 from llava_train.data.preview_figures import lengths, mixture_table, packs
 from llava_train.data.survey import KINDS, Kind, Survey, kind_of
 from llava_train.family.onevision.cost import ModelDims
+from llava_train.shared.errors import DataError
+from llava_train.shared.html import data_uri, escaped
 
 TEMPLATE, STAGE = Path(__file__).with_suffix(".html"), Path(__file__).with_name("preview_stage.html")
 BUDGET = 8_000_000  # characters of all pictures

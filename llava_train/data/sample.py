@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from llava_train.config.errors import DataError
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, MediumKind, TemplateError, media_order
+from llava_train.shared.errors import DataError
 
 Role = Literal["system", "human", "gpt", "given"]  # given: an answer that is read and not learned
 

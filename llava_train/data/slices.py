@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from llava_train.config.unicode_names import other_form
 from llava_train.data.sample import MediaFile, PackedFile
+from llava_train.shared.unicode_names import other_form
 
 
 def open_medium(file: MediaFile) -> BinaryIO:

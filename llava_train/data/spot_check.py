@@ -13,7 +13,6 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
-from llava_train.config.errors import DataError, Fault, counted
 from llava_train.config.files import COUNT_LIMIT
 from llava_train.config.mixture import SourceConfig, file_sources
 from llava_train.config.sampling import parse_sampling
@@ -23,6 +22,7 @@ from llava_train.data.media import make_limits, make_video_reader, media_sizes
 from llava_train.data.mixture import present_sources, sampled_records
 from llava_train.data.sources import open_source, record_of
 from llava_train.data.video import VideoReader
+from llava_train.shared.errors import DataError, Fault, counted
 
 FIRST, DRAWN = 100, 100  # records of a source
 MEDIA, SECONDS = 2000, 60.0  # of all sources

@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 
 from llava_train.batch.packed import VisualLayout
-from llava_train.config.errors import DataError
 from llava_train.config.sampling import parse_sampling
 from llava_train.data.encode import EncodedSample
 from llava_train.data.preview import Preview, Shown
 from llava_train.data.sources import open_source
+from llava_train.shared.errors import DataError
 
 Kind = Literal["text", "image", "multi-image", "video", "refused"]
 KINDS: tuple[Kind, ...] = ("text", "image", "multi-image", "video", "refused")

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from llava_train.config.errors import RunError
 from llava_train.config.pictures import is_picture
 from llava_train.config.schema import VideoConfig, VideoDecoder
 from llava_train.data import video_worker
 from llava_train.data.image import image_size, open_image, to_square
-from llava_train.data.processes import shielded
 from llava_train.data.sample import MediaFile, PackedFile
 from llava_train.data.slices import open_medium
+from llava_train.shared.child_processes import shielded
+from llava_train.shared.errors import RunError
 
 START_TIMEOUT = 120.0  # seconds for a Python process to start on a loaded machine
 

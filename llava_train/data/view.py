@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_train.batch.packed import VisualLayout
-from llava_train.config.errors import DataError, counted
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig
@@ -26,6 +25,7 @@ from llava_train.data.same_media import find_pictures
 from llava_train.data.sample import Sample
 from llava_train.data.sample_notes import NAMED, NOTES, note_line
 from llava_train.data.sources import record_of
+from llava_train.shared.errors import DataError, counted
 
 BLOCK = 2**18  # records whose media are looked at together, so that memory does not grow with these
 

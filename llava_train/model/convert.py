@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import ConvertConfig, VideoConfig
 from llava_train.config.start import read_object
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, TemplateName
@@ -47,6 +46,7 @@ from llava_train.model.sources import (
 )
 from llava_train.model.stored import StoredTensors, open_weights
 from llava_train.model.trainable import PARTS
+from llava_train.shared.errors import ConfigError, Fault
 
 NEWLINE_SEED = 0
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")

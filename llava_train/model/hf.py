@@ -16,7 +16,6 @@ from typing import Any, Literal, cast
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
-from llava_train.config.json_files import read_json, to_json
 from llava_train.config.schema import StageConfig, VideoConfig
 from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry, make_geometry
@@ -25,6 +24,7 @@ from llava_train.family.onevision.start import open_start
 from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_name, chat_template
 from llava_train.model.card import Card, card_record, render_card
 from llava_train.model.tensorfile import Spec, bytes_of, write_tensors
+from llava_train.shared.json_files import read_json, to_json
 
 MAX_SHARD_BYTES = 5_000_000_000
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"

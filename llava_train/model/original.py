@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.start import read_object
 from llava_train.model.stored import has_weights
+from llava_train.shared.errors import ConfigError, Fault
 
 Kind = Literal["full", "projector", "lora", "language_model", "onevision"]
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from llava_train.config.errors import ConfigError
 from llava_train.model.hf import expected_specs
 from llava_train.model.loading import NOT_QUANTISED
 from llava_train.model.strict import config_error, load_strictly
 from llava_train.model.trainable import part_of
+from llava_train.shared.errors import ConfigError
 
 LoadIn = Literal["none", "4bit", "8bit"]
 BLOCK = 64  # weights that share a scale in 4 bits

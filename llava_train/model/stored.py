@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llava_train.config.errors import ConfigError, Fault, shortened
 from llava_train.config.start import INDEX, PICKLES, WEIGHTS, pointer_fault, read_header, read_object, weight_files
 from llava_train.model.tensorfile import DTYPES, Spec
+from llava_train.shared.errors import ConfigError, Fault, shortened
 
 
 class StoredTensors:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from llava_train.config.errors import ConfigError, Fault
+from llava_train.shared.errors import ConfigError, Fault
 
 
 def load_strictly(

@@ -16,7 +16,6 @@ from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from llava_train.batch.packed import PackedBatch, VisualLayout
-from llava_train.config.errors import ConfigError, DataError, Fault
 from llava_train.config.generate_rules import SAMPLING
 from llava_train.config.schema import GenerateModel, Precision
 from llava_train.data.collate import collate
@@ -31,6 +30,7 @@ from llava_train.model.build import DTYPES, load_checkpoint
 from llava_train.model.generate import generate
 from llava_train.model.hf import read_preparation
 from llava_train.model.onevision import PackedForward
+from llava_train.shared.errors import ConfigError, DataError, Fault
 
 NO_LIMIT = 2**31  # prompts are refused by no length: the answer is what a user waits for
 MAX_PIXELS = 2**30 // 6  # Pillow's own limit before it warns of a decompression bomb

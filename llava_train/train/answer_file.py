@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llava_train.config.errors import ConfigError, DataError, Fault, RunError, counted
-from llava_train.config.json_files import read_json
 from llava_train.config.typed import shown
 from llava_train.data.prompts import Prompt
 from llava_train.data.sample import Sample
-from llava_train.train.folders import write_json, write_whole
-from llava_train.train.progress import tracked
+from llava_train.shared.errors import ConfigError, DataError, Fault, RunError, counted
+from llava_train.shared.json_files import read_json
+from llava_train.shared.progress import tracked
+from llava_train.shared.whole_files import write_json, write_whole
 
 Ask = Callable[[Sequence[Sample]], Iterator[str | DataError]]
 NAMED = 5  # refused prompts that are told

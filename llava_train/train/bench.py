@@ -24,8 +24,8 @@ from llava_train.data.dataset import StepBatches
 from llava_train.family.onevision.cost import ModelDims, SampleCost, needed_cost, read_dims, sample_cost
 from llava_train.family.onevision.memory import activations, states
 from llava_train.model.build import DTYPES
-from llava_train.model.memory import peak_memory, restart_peak
 from llava_train.model.products import lacks_bf16
+from llava_train.shared.host_memory import peak_memory, restart_peak
 from llava_train.train.build import build_data, build_model, build_trainer
 from llava_train.train.distributed import Ranks
 from llava_train.train.signals import StopSignal

@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.table import Table
 
 from llava_train.config.compare_rules import PREDICTIONS
+from llava_train.shared.whole_files import whole_lines
 from llava_train.train.figures import told
-from llava_train.train.folders import whole_lines
 from llava_train.train.scoring import Mean, bootstrap, mean_score
 
 SEED = 0  # of the intervals

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from llava_train.config.errors import RunError
+from llava_train.shared.errors import RunError
 
 TESTED = ">=0.19.8,<0.20"  # as in pyproject.toml, which says why
 

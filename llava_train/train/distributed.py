@@ -19,7 +19,7 @@ import torch.distributed as dist
 import transformers
 from torch.distributed.distributed_c10d import AllgatherOptions
 
-from llava_train.config.errors import LostRankError, RunError
+from llava_train.shared.errors import LostRankError, RunError
 from llava_train.train.deepspeed_fields import internal
 from llava_train.train.launcher import Launch, device_index, read_launch
 from llava_train.train.rendezvous import meet

@@ -19,10 +19,10 @@ import torch.distributed as dist
 from torch import nn
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.config.errors import RunError
 from llava_train.config.schema import OptimizerConfig, StageConfig
 from llava_train.model.tensorfile import SlicedFiles
 from llava_train.model.unread import read_weight, unread
+from llava_train.shared.errors import RunError
 from llava_train.train.deepspeed_fields import internal
 from llava_train.train.distributed import Ranks
 from llava_train.train.partition import Slice, frozen_slices, refresh_weights, trained_slices, whole_shape

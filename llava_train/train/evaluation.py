@@ -14,20 +14,20 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.evaluate_rules import evaluated_sources
-from llava_train.config.json_files import read_json, to_json
 from llava_train.config.schema import EvaluateConfig
 from llava_train.config.start import stamps
 from llava_train.config.typed import shown
+from llava_train.shared.console import console
+from llava_train.shared.errors import ConfigError, Fault
+from llava_train.shared.json_files import read_json, to_json
+from llava_train.shared.progress import tracked
+from llava_train.shared.whole_files import whole_lines, write_json, write_whole
 from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
 from llava_train.train.distributed import Ranks
 from llava_train.train.evaluate import Prediction, dealt, prediction
 from llava_train.train.figures import Row, Said, rows, table
-from llava_train.train.folders import whole_lines, write_json, write_whole
-from llava_train.train.metrics import console
 from llava_train.train.page import Page
-from llava_train.train.progress import tracked
 from llava_train.train.questions import Question
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"

@@ -17,8 +17,6 @@ import torch
 from rich.table import Table
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from llava_train.config.errors import RunError
-from llava_train.config.json_files import to_json
 from llava_train.config.load import load_dumped
 from llava_train.config.schema import Config, LoraConfig
 from llava_train.model.adapter import adapter_names, adapter_of, peft_config, saved_modules, write_adapter
@@ -30,11 +28,13 @@ from llava_train.model.hf import (
     write_card,
     write_weights,
 )
-from llava_train.model.memory import peak_memory, restart_peak
 from llava_train.model.prove import Check, prove
 from llava_train.model.start_weights import StartWeights
 from llava_train.model.tensorfile import SlicedFiles, Spec
 from llava_train.model.trainable import is_adapter
+from llava_train.shared.errors import RunError
+from llava_train.shared.host_memory import peak_memory, restart_peak
+from llava_train.shared.json_files import to_json
 from llava_train.train import checkpoint
 from llava_train.train.card import make_card
 from llava_train.train.stages import Stage, all_stages

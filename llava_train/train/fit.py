@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.config.errors import RunError
-from llava_train.config.json_files import read_json
 from llava_train.config.schema import StageConfig
 from llava_train.family.onevision.cost import ModelDims, Recomputed
 from llava_train.family.onevision.memory import RESERVED, activations, states
+from llava_train.shared.errors import RunError
+from llava_train.shared.json_files import read_json
+from llava_train.shared.whole_files import write_json
 from llava_train.train.distributed import Ranks
-from llava_train.train.folders import write_json
 from llava_train.train.launcher import ATTEMPT
 
 FILE = "fit.json"

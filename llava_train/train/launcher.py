@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
-from llava_train.config.errors import Fault, RunError
+from llava_train.shared.errors import Fault, RunError
 
 ATTEMPT = "LLAVA_TRAIN_ATTEMPT"  # how often the ranks were started anew by themselves
 START_WAIT = "LLAVA_TRAIN_START_WAIT"  # seconds that the ranks wait for each other at the start

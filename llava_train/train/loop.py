@@ -16,7 +16,6 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from llava_train.config.adapter_rules import how_trained
-from llava_train.config.errors import DataError, RunError, counted
 from llava_train.config.fingerprint import dump
 from llava_train.config.schema import Config, StageConfig
 from llava_train.data.build import StageData
@@ -28,6 +27,8 @@ from llava_train.model.hf import Preparation, write_support
 from llava_train.model.onevision import PackedForward
 from llava_train.model.prove import refuse_support
 from llava_train.model.trainable import PartRow, parameter_groups, part_of, part_table, set_trainable
+from llava_train.shared.console import console
+from llava_train.shared.errors import DataError, RunError, counted
 from llava_train.train import checkpoint
 from llava_train.train.card import start_record
 from llava_train.train.distributed import Ranks
@@ -37,7 +38,7 @@ from llava_train.train.fit import Fit, PackTooLarge, read_lowered
 from llava_train.train.guard import Guard
 from llava_train.train.held_out import held_out_loss, is_spent, lowest
 from llava_train.train.layers import choose_layers, set_layers
-from llava_train.train.metrics import Metrics, console
+from llava_train.train.metrics import Metrics
 from llava_train.train.saver import Saver
 from llava_train.train.schedule import learning_rate_factor
 from llava_train.train.signals import Stopped, StopSignal

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,21 +11,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from llava_train.config.json_files import to_json
 from llava_train.config.schema import LogConfig
-from llava_train.train.folders import METRICS, read_metrics, write_whole
+from llava_train.shared.console import console
+from llava_train.shared.json_files import to_json
+from llava_train.shared.whole_files import write_whole
+from llava_train.train.folders import METRICS, read_metrics
 from llava_train.train.state import HELD_OUT_LOSS
 
 WANDB_ID = "wandb-id"  # file of a stage
 WANDB_SECONDS = 30  # that its server is waited for
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
-
-
-def console(is_first: bool = True) -> Console:
-    return Console(quiet=not is_first, width=None if sys.stdout.isatty() else 120)
 
 
 class Tracker(Protocol):

@@ -14,13 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from llava_train.config.errors import ConfigError, DataError, Fault
 from llava_train.config.mixture import SourceConfig
-from llava_train.config.unicode_names import other_form
 from llava_train.data.formats import BadRecord, MediaRoots, to_answered
 from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample, Turn
 from llava_train.data.view import refusal
+from llava_train.shared.errors import ConfigError, DataError, Fault
+from llava_train.shared.unicode_names import other_form
 from llava_train.train.scoring import (
     KINDS,
     LETTERS,

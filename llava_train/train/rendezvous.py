@@ -14,7 +14,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from llava_train.config.errors import LostRankError, RunError
+from llava_train.shared.errors import LostRankError, RunError
 from llava_train.train.launcher import START_WAIT, Launch
 
 SAID_AFTER = 3.0  # seconds; ranks that start together are rarely further apart

@@ -16,10 +16,11 @@ from llava_train.data.image import open_image
 from llava_train.data.media import make_video_reader
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.model.loading import plain_lines, processor_lines
+from llava_train.shared.console import console
 from llava_train.train.card import refresh_card
 from llava_train.train.distributed import Ranks
 from llava_train.train.evaluate import Prediction, TaskResult
-from llava_train.train.metrics import console, read_metrics
+from llava_train.train.metrics import read_metrics
 from llava_train.train.stages import Stage, all_stages
 
 SHOWN_PER_TASK = 4

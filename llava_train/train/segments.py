@@ -17,9 +17,10 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Literal
 
-from llava_train.config.errors import RunError
-from llava_train.config.json_files import read_json
-from llava_train.train.folders import FINISHED, step_of, whole_checkpoints, write_json
+from llava_train.shared.errors import RunError
+from llava_train.shared.json_files import read_json
+from llava_train.shared.whole_files import write_json
+from llava_train.train.folders import FINISHED, step_of, whole_checkpoints
 from llava_train.train.signals import EXIT_CODE, HUNG, LOST
 
 FOLDER, SRUN = "segments", "srun.log"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from llava_train.data.processes import STOP_SIGNALS
+from llava_train.shared.child_processes import STOP_SIGNALS
 
 EXIT_CODE = os.EX_TEMPFAIL  # 75: the same command continues
 LOST = os.EX_UNAVAILABLE  # 69: another rank is gone or does not come

@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.errors import ConfigError, DataError, RunError
 from llava_train.config.fingerprint import DATA_PLACES, START_PLACES, differences, fingerprint, place, start_content
-from llava_train.config.json_files import read_json
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.data.mixture import present_sources
 from llava_train.data.record_identity import differences as record_differences
 from llava_train.data.record_identity import look_again
 from llava_train.data.sources import open_source
+from llava_train.shared.console import console
+from llava_train.shared.errors import ConfigError, DataError, RunError
+from llava_train.shared.json_files import read_json
+from llava_train.shared.whole_files import write_json
 from llava_train.train import checkpoint
 from llava_train.train.distributed import Ranks
 from llava_train.train.fit import with_lowered
-from llava_train.train.folders import FINISHED, write_json
-from llava_train.train.metrics import console
+from llava_train.train.folders import FINISHED
 
 EXPORT, ADAPTER = "hf", "adapter"
 RECORDS, HELD_OUT_RECORDS = "records", "held_out_records"  # in a checkpoint: what identifies those of each source

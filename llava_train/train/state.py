@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from llava_train.config.errors import DataError
+from llava_train.shared.errors import DataError
 from llava_train.train.step import StepCounts
 
 HELD_OUT_LOSS = "held_out_loss"  # its name in logs, in checkpoints and in checkpoint.best

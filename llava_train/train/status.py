@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from llava_train.config.errors import RunError
+from llava_train.shared.errors import RunError
 from llava_train.train.folders import FINISHED, read_metrics, whole_checkpoints
 from llava_train.train.segments import Segment, read_segments
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.config.errors import RunError
 from llava_train.data.dataset import StepBatches
+from llava_train.shared.errors import RunError
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.fit import PackTooLarge

@@ -7,11 +7,11 @@ import re
 import pytest
 
 from llava_train.cli.main import main
-from llava_train.config.errors import ConfigError
 from llava_train.config.load import load
 from llava_train.data.plan import in_unit, measure_packing, plan_stage, simulated
 from llava_train.family.onevision.cost import KNOWN, sample_cost
 from llava_train.family.onevision.geometry import make_geometry
+from llava_train.shared.errors import ConfigError
 
 
 def plan(capsys, *words: str) -> str:

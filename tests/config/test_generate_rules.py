@@ -6,9 +6,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from llava_train.config import generate_rules
-from llava_train.config.errors import ConfigError
 from llava_train.config.load import load_verb
 from llava_train.config.schema import GenerateConfig
+from llava_train.shared.errors import ConfigError
 
 CASES = [
     (["model.init="], "model.init", "DIR_OR_HUB_NAME"),

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from llava_train.config import schema
-from llava_train.config.errors import ConfigError
 from llava_train.config.load import load, load_verb
 from llava_train.config.mixture import load_mixture
 from llava_train.config.paths import path_fields
 from llava_train.config.typed import build
+from llava_train.shared.errors import ConfigError
 
 NAMES = re.compile(
     r"dir|root|file|out|init|language_model|vision_tower|adapter|images|videos?|before|after|original|base"

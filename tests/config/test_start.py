@@ -13,7 +13,6 @@ import pytest
 from safetensors.numpy import save_file
 from transformers.modeling_utils import _get_resolved_checkpoint_files
 
-from llava_train.config.errors import ConfigError
 from llava_train.config.start import (
     INDEX,
     PICKLES,
@@ -26,6 +25,7 @@ from llava_train.config.start import (
     read_start,
     weight_files,
 )
+from llava_train.shared.errors import ConfigError
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from llava_train.config.unicode_names import other_form
+from llava_train.shared.unicode_names import other_form
 
 
 def test_a_folder_is_not_called_another_form_of_its_own_name(tmp_path):

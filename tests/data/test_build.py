@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_train.config.errors import DataError
 from llava_train.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -33,6 +32,7 @@ from llava_train.data.build import build_data
 from llava_train.family.onevision.cost import KNOWN
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.template import chat_template
+from llava_train.shared.errors import DataError
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 IMAGE = ImageConfig("anyres", [[1, 1], [1, 2], [2, 1], [2, 2]], 9)

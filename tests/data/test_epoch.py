@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_train.config.errors import ConfigError
 from llava_train.config.load import load
 from llava_train.data.epoch import load_plan, plan_epoch
 from llava_train.data.packing import Budget, PackSizes
 from llava_train.data.sampler import TokenOrder, make_order, order_key
+from llava_train.shared.errors import ConfigError
 
 BUDGET = Budget(100, 10)
 KEY = (0, 7, 0)

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llava_train.config.errors import DataError
 from llava_train.config.plain import BadRecord, read_table
 from llava_train.data.encode import Encoder
 from llava_train.data.formats import MediaRoots, to_sample
@@ -18,6 +17,7 @@ from llava_train.data.sample import Turn
 from llava_train.data.sources import open_source, record_of
 from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.template import chat_template
+from llava_train.shared.errors import DataError
 from llava_train.train.questions import read_questions
 
 ROOTS = MediaRoots(Path("media"), outside=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llava_train.config.errors import DataError
 from llava_train.data.formats import MediaRoots, to_answered, to_sample
 from llava_train.data.sample import Medium, Turn
+from llava_train.shared.errors import DataError
 
 ROOT = Path("media")
 ROOTS = MediaRoots(ROOT, outside=True)

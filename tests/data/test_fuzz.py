@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
-from llava_train.config.errors import DataError
 from llava_train.config.schema import VideoConfig
 from llava_train.data.collate import collate
 from llava_train.data.encode import EncodedSample, Encoder
@@ -35,6 +34,7 @@ from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.template import PlainTemplate, chat_template, media_tags, normalise_tags
 from llava_train.family.onevision.tokens import add_tags
+from llava_train.shared.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NO_LIMIT = 10**6

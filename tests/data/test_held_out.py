@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llava_train.config.errors import ConfigError
 from llava_train.config.load import load
 from llava_train.config.schema import DataConfig, EvaluationConfig
 from llava_train.data.build import build_data
 from llava_train.family.onevision.cost import KNOWN
 from llava_train.family.onevision.geometry import make_geometry
+from llava_train.shared.errors import ConfigError
 
 CONFIG = load(["+recipe=tiny"])
 TINY, STAGE = Path(CONFIG.data.root), CONFIG.stages["onevision"]

@@ -137,7 +137,7 @@ def test_processes_and_one_alone_find_the_same(many, tokenizer, tmp_path):
 
 
 def test_a_process_that_is_ended_from_outside_is_told(many, tokenizer, tmp_path, monkeypatch):
-    from llava_train.config.errors import RunError
+    from llava_train.shared.errors import RunError
 
     monkeypatch.setattr(Reading, "rows", lambda *_: os._exit(9))
     with pytest.raises(RunError, match="ended from outside"):

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llava_train.config.errors import DataError
 from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.data.sources import open_source, record_of
+from llava_train.shared.errors import DataError
 
 ROOTS = MediaRoots(Path("media"), outside=True)
 ANSWER = {"from": "gpt", "value": "a red disc"}

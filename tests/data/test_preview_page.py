@@ -16,10 +16,10 @@ from llava_train.cli.main import main
 from llava_train.config.load import load
 from llava_train.data import preview_page, survey
 from llava_train.data.build import build_data
-from llava_train.data.html import escaped
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.model.tiny import byte_tokenizer, make_tiny
+from llava_train.shared.html import escaped
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 ATTACK = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from llava_train.data.processes import follow_parent, shielded
+from llava_train.shared.child_processes import follow_parent, shielded
 
 # Prepares items larger than a pipe holds, so that a worker is stuck writing to a parent that does not read.
 LOADER = """
 import multiprocessing, sys
 import numpy as np
 from torch.utils.data import DataLoader
-from llava_train.data.processes import follow_parent, shielded
+from llava_train.shared.child_processes import follow_parent, shielded
 
 class Large:
     def __len__(self): return 4

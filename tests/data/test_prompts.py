@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from llava_train.config.errors import DataError
 from llava_train.data.prompts import prompt_sample, read_prompts, with_tags
 from llava_train.family.onevision.template import chat_template
 from llava_train.model.tiny import make_tiny
+from llava_train.shared.errors import DataError
 
 
 @pytest.fixture(scope="module")

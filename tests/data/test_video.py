@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_train.config.errors import RunError
 from llava_train.config.schema import VideoConfig
 from llava_train.data import video_worker
 from llava_train.data.image import to_square
 from llava_train.data.sample import PackedFile
 from llava_train.data.video import UnreadableVideo, VideoReader
 from llava_train.data.video_worker import by_decord, by_pyav, look, sample_indices
+from llava_train.shared.errors import RunError
 
 
 def write_video(path: Path, num_frames: int, rate: int, codec: str = "mpeg4", uneven: bool = False, **options) -> Path:

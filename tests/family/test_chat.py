@@ -9,10 +9,10 @@ import pytest
 from chat_templates import RELEASED, message
 from transformers import AutoTokenizer
 
-from llava_train.config.errors import ConfigError
 from llava_train.family.onevision.chat import CheckpointTemplate, read_chat_template, stage_template
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, TemplateError, chat_template, make_template
 from llava_train.model.tiny import byte_tokenizer, make_tiny
+from llava_train.shared.errors import ConfigError
 
 BOTH = {IMAGE_TAG: "image", VIDEO_TAG: "video"}
 ENDS = ("<|im_start|>", "<|im_end|>", "<image>", "<video>", "</s>", "<s>")

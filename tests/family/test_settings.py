@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
-from llava_train.config.errors import ConfigError
 from llava_train.config.schema import ModelConfig
 from llava_train.family.onevision.settings import OneVisionSettings, read_model
 from llava_train.family.onevision.tokens import prepare_tokenizer
+from llava_train.shared.errors import ConfigError
 
 QWEN2 = Path(__file__).parents[1] / "golden" / "qwen2_tokenizer"
 TOWER = {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8}

@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from llava_train.cli.check import load_checked
-from llava_train.config.errors import ConfigError
 from llava_train.family.onevision.start import (
     LANGUAGE_MODELS,
     TOWERS,
@@ -17,6 +16,7 @@ from llava_train.family.onevision.start import (
     template_fault,
     tower_fault,
 )
+from llava_train.shared.errors import ConfigError
 
 CHATML, SENTENCEPIECE = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<unk>", "<s>", "</s>"]
 

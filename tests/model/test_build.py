@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llava_train.config.errors import ConfigError
 from llava_train.config.schema import ModelConfig
 from llava_train.model.build import DTYPES, load_model
 from llava_train.model.strict import load_strictly
 from llava_train.model.unread import load_unread, read_weight, unread
+from llava_train.shared.errors import ConfigError
 
 
 @pytest.mark.parametrize("load", [load_strictly, load_unread])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llava_train.model.memory import available_memory, peak_memory, restart_peak
+from llava_train.shared.host_memory import available_memory, peak_memory, restart_peak
 
 
 @pytest.fixture

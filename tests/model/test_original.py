@@ -25,13 +25,13 @@ from peft import LoraConfig, get_peft_model
 from start_table import POINTER
 from transformers import AutoTokenizer
 
-from llava_train.config.errors import ConfigError
 from llava_train.config.schema import ConvertConfig, GenerateModel
 from llava_train.model.build import load_checkpoint
 from llava_train.model.convert import convert, plan
 from llava_train.model.hf import checkpoint_geometry, read_preparation
 from llava_train.model.original import read_pixels
 from llava_train.model.tiny import make_tiny
+from llava_train.shared.errors import ConfigError
 
 PROJECTOR = "model.multi_modal_projector."
 

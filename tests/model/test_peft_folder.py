@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.config.errors import ConfigError
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.adapter import attach_adapter
 from llava_train.model.hf import checkpoint_geometry
 from llava_train.model.onevision import PackedForward
 from llava_train.model.tiny import make_tiny
+from llava_train.shared.errors import ConfigError
 
 LANGUAGE = r".*language_model.*\.(q_proj|v_proj)"
 QV = ["q_proj", "v_proj"]  # of the language model and of the tower

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_train.config.errors import RunError
 from llava_train.config.schema import VideoConfig
 from llava_train.model import hf, prove
 from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_support, write_weights
-from llava_train.model.memory import peak_memory, restart_peak
 from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
+from llava_train.shared.errors import RunError
+from llava_train.shared.host_memory import peak_memory, restart_peak
 
 NORMS = ("model.language_model.layers.0.input_layernorm.weight", "model.language_model.layers.1.input_layernorm.weight")
 

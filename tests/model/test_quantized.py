@@ -11,13 +11,13 @@ from onevision_reference import KINDS, Ours
 from safetensors.torch import load_file, save_file
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.config.errors import ConfigError
 from llava_train.config.schema import GenerateModel
 from llava_train.model import quantized
 from llava_train.model.build import LoadedModel, load_checkpoint
 from llava_train.model.hf import checkpoint_geometry
 from llava_train.model.onevision import PackedForward
 from llava_train.model.trainable import part_table
+from llava_train.shared.errors import ConfigError
 
 CLASSES = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
 WIDEST_GAP = 1 - 0.6961928009986877  # between neighbours of NF4 (Dettmers et al. 2023, appendix E)

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from llava_train.config.errors import RunError
+from llava_train.shared.errors import RunError
 from llava_train.train.distributed import start_ranks
 from llava_train.train.guard import Guard
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-from llava_train.config.errors import RunError
+from llava_train.shared.errors import RunError
 from llava_train.train.distributed import start_ranks
 
 if __name__ == "__main__":

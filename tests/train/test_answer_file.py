@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from llava_train.config.errors import ConfigError, DataError, RunError
 from llava_train.data.prompts import Prompt
 from llava_train.data.sample import Sample, Turn
+from llava_train.shared.errors import ConfigError, DataError, RunError
 from llava_train.train.answer_file import AnswerFile
 
 SETTINGS = {"model.init": "m", "max_new_tokens": 4}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
-from llava_train.config.errors import RunError
+from llava_train.shared.errors import RunError
 from llava_train.train import deepspeed_fields
 from llava_train.train.deepspeed_fields import TESTED, internal
 from llava_train.train.partition import frozen_slices, refresh_weights, trained_slices, whole_shape

@@ -6,7 +6,7 @@ import pytest
 import runs
 from runs import free_port
 
-from llava_train.config.errors import LostRankError, RunError
+from llava_train.shared.errors import LostRankError, RunError
 from llava_train.train.distributed import _connecting, allocator_defaults, shared_gpus
 
 

@@ -12,10 +12,10 @@ from stage_folders import STEP, write_slices, write_stage
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from llava_train.cli.main import main
-from llava_train.config.errors import RunError
 from llava_train.model import hf, prove
 from llava_train.model.hf import export_name
 from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
+from llava_train.shared.errors import RunError
 from llava_train.train.distributed import Ranks
 from llava_train.train.export import CHUNK, export_checkpoint
 from llava_train.train.loop import Trainer

@@ -9,10 +9,10 @@ from test_equivalence import SETTINGS, ZERO, outcome
 from test_step import ALONE, make_batch
 
 from llava_train.batch.packed import IGNORE_INDEX
-from llava_train.config.errors import RunError
 from llava_train.config.load import load
 from llava_train.family.onevision.cost import Recomputed, read_dims
 from llava_train.model.tiny import byte_tokenizer, tiny_config
+from llava_train.shared.errors import RunError
 from llava_train.train.fit import Fit, PackTooLarge
 from llava_train.train.step import StepCounts, train_step
 

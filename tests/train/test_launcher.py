@@ -2,7 +2,7 @@
 
 import pytest
 
-from llava_train.config.errors import RunError
+from llava_train.shared.errors import RunError
 from llava_train.train.launcher import LAUNCHERS, SLURM, Launch, device_index, read_launch, take_local_rank
 
 HERE = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}

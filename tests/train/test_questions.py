@@ -5,8 +5,8 @@ import json
 import pytest
 from runs import TINY
 
-from llava_train.config.errors import ConfigError, DataError
 from llava_train.config.mixture import SourceConfig
+from llava_train.shared.errors import ConfigError, DataError
 from llava_train.train.questions import read_questions
 
 HUMAN = {"from": "human", "value": "What is it?"}

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 from runs import free_port
 
-from llava_train.config.errors import LostRankError, RunError
+from llava_train.shared.errors import LostRankError, RunError
 from llava_train.train import rendezvous
 from llava_train.train.launcher import SLURM, TORCHRUN, Launch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava_train.config.errors import RunError
+from llava_train.shared.errors import RunError
 from llava_train.train import run_lock
 from llava_train.train.distributed import Ranks
 from llava_train.train.run_lock import alone

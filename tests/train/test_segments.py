@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llava_train.config.errors import RunError
+from llava_train.shared.errors import RunError
 from llava_train.train import segments
 from llava_train.train.status import as_text, status
 

@@ -9,7 +9,7 @@ from runs import finish, start
 
 from llava_train.cli import train
 from llava_train.cli.main import main
-from llava_train.data.processes import STOP_SIGNALS
+from llava_train.shared.child_processes import STOP_SIGNALS
 from llava_train.train.signals import GRACE, Stopped, StopSignal
 
 # Waits in C, deaf to Python's own handlers, as a process does inside a collective.

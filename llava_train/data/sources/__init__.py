@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from llava_train.config.errors import DataError
 from llava_train.config.kinds import Kind, kind_of, split_of
 from llava_train.data.sources.arrow import Arrow
 from llava_train.data.sources.json_lines import JsonLines
@@ -21,6 +20,7 @@ from llava_train.data.sources.parquet import Parquet
 from llava_train.data.sources.plain import Plain
 from llava_train.data.sources.raw import Raw, Reader, record_of
 from llava_train.data.sources.tars import Tars
+from llava_train.shared.errors import DataError
 
 __all__ = ["Raw", "Source", "open_source", "record_of"]
 

@@ -16,7 +16,6 @@ from jinja2 import TemplateError as JinjaError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.family.onevision.template import (
     IMAGE_TAG,
     ROLE_NAMES,
@@ -34,6 +33,7 @@ from llava_train.family.onevision.template import (
     split_at_tags,
     unanswered,
 )
+from llava_train.shared.errors import ConfigError, Fault
 
 _Form = Literal["parts", "text"]  # what a template takes as `content`: a list of parts, or one text
 _WORD, _ANSWERS = "probe", ("1", "2")  # written to learn the form of a template

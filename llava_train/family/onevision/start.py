@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from llava_train.config.errors import ConfigError, Fault
 from llava_train.config.schema import Config, ModelConfig
 from llava_train.config.start import (
     TINY,
@@ -23,6 +22,7 @@ from llava_train.config.start import (
     read_start,
 )
 from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, NamedTemplate, TemplateName, make_template
+from llava_train.shared.errors import ConfigError, Fault
 
 MODEL_TYPE = "llava_onevision"
 ORIGINAL = "mm_vision_tower"  # in the config.json of a checkpoint of the original trainer

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from in_every_format import CELL, NUMBERS, TURNS, write_parquet, write_saved
 
-from llava_train.config.errors import DataError
 from llava_train.config.plain import BadRecord
 from llava_train.data.formats import record_id
 from llava_train.data.sample import PackedFile
 from llava_train.data.sources import columns, open_source, record_of
+from llava_train.shared.errors import DataError
 
 ASKED = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 PACKED = {"bytes": b"pixels", "path": "a.png"}

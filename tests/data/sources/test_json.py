@@ -7,10 +7,10 @@ import tracemalloc
 
 import pytest
 
-from llava_train.config.errors import DataError
 from llava_train.config.files import count_records
 from llava_train.config.plain import BadRecord
 from llava_train.data.sources import json_list, open_source, record_of
+from llava_train.shared.errors import DataError
 
 RECORDS = [
     {"id": 1, "text": "plain"},

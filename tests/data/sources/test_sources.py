@@ -8,13 +8,13 @@ import pickle
 import pytest
 from in_every_format import NUMBERS, write_parquet, write_tar
 
-from llava_train.config.errors import DataError
 from llava_train.config.files import source_problem
 from llava_train.config.kinds import kind_of, split_of
 from llava_train.config.mixture import SourceConfig, file_sources, load_mixture
 from llava_train.config.plain import BadRecord
 from llava_train.data.mixture import sampled_records
 from llava_train.data.sources import open_source, record_of
+from llava_train.shared.errors import DataError
 
 
 def test_table_and_folder_are_read_with_bad_rows_in_their_places(tmp_path):
