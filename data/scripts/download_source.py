@@ -34,10 +34,10 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 
 from llava_train.config.mixture import UNRELEASED, SourceConfig, load_mixture, mixture_path
-from llava_train.config.pictures import IMAGE_SUFFIXES
-from llava_train.config.plain import BadRecord
-from llava_train.data.sample import PackedFile
-from llava_train.data.sources import open_source, record_of
+from llava_train.records.image_files import IMAGE_SUFFIXES
+from llava_train.records.media_file import PackedFile
+from llava_train.records.readers.open import open_source, record_of
+from llava_train.records.record import BadRecord
 from llava_train.shared.errors import ConfigError, DataError, Fault
 
 IN_A_FOLDER = 1000  # records whose images share a folder

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from llava_train.config.kinds import Kind, kind_of, shards, split_of
 from llava_train.config.mixture import UNRELEASED, SourceConfig, file_sources, stage_sources
-from llava_train.config.plain import read_plain
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import Config, StageConfig
+from llava_train.records.file_formats import COUNT_LIMIT, Kind, kind_of, shards, split_of
+from llava_train.records.tables import read_plain
 from llava_train.shared.errors import ConfigError, Fault, shortened
 from llava_train.shared.unicode_names import other_form
 
 TOLD_APART = 3  # missing sources of a mixture; more are one fault
-COUNT_LIMIT = 64 * 2**20  # bytes; a larger file is not opened to count its records
 PACKED_KINDS = ("parquet", "arrow", "tar")  # to count these takes a library, or reading them through
 FORM_BYTES = 2**16  # of a file that are looked at to tell its form
 ENCODINGS = {  # by how a file begins, with the mark of the order of bytes or without it

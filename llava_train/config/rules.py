@@ -13,7 +13,6 @@ from llava_train.config.compare_rules import COMPARE_RULES
 from llava_train.config.evaluate_rules import EVALUATE_RULES
 from llava_train.config.generate_rules import GENERATE_RULES
 from llava_train.config.gpus import GPUS
-from llava_train.config.kinds import RECORD_SUFFIXES, split_of
 from llava_train.config.mixture import READABLE, is_readable
 from llava_train.config.schema import (
     CompareConfig,
@@ -27,6 +26,7 @@ from llava_train.config.schema import (
 )
 from llava_train.config.stage_rules import STAGE_BOUNDS, STAGE_RULES
 from llava_train.config.typed import nearest, shown
+from llava_train.records.file_formats import RECORD_SUFFIXES, split_of
 from llava_train.shared.errors import Fault
 
 Rule = Callable[[Any], Iterator[Fault]]

@@ -23,15 +23,15 @@ from llava_train.data.indexing import Reading, load_index
 from llava_train.data.media import make_media_reader
 from llava_train.data.mixture import present_sources
 from llava_train.data.packing import Budget, PackSizes, SampleSizes
-from llava_train.data.record_identity import Known, known
 from llava_train.data.sampler import OnceOrder, Order, make_order
-from llava_train.data.sources import open_source
 from llava_train.data.view import Samples, Source, refusal
 from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.cost import ModelDims, sample_cost
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.records.identity import Known, known
+from llava_train.records.readers.open import open_source
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.child_processes import follow_parent, shielded
 from llava_train.shared.errors import ConfigError, DataError
 

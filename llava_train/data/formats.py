@@ -1,4 +1,4 @@
-"""Records, as `llava_train.data.sources` gives them, become `Sample`s.
+"""Records, as `llava_train.records.readers.open` gives them, become `Sample`s.
 
 A record: `id` (optional), `conversations` [{from, value}] or [{role, content}], or `messages` with typed parts (see
 `messages.py`), `image` and `video` (or `images`, `videos`) each a path or a list of paths, all optional. A first
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from llava_train.config.mixture import SourceConfig
-from llava_train.config.plain import BadRecord
 from llava_train.config.schema import DataConfig
-from llava_train.data.fields import is_learned, refuse_fields, system_text
-from llava_train.data.lost_media import refuse_lost
-from llava_train.data.messages import from_messages, with_one_name
-from llava_train.data.paths import inside
-from llava_train.data.sample import MediaFile, PackedFile, Role, Sample, Turn
+from llava_train.data.sample import Role, Sample, Turn
 from llava_train.family.onevision.template import ANSWERS
+from llava_train.records.chat_messages import from_messages, with_one_name
+from llava_train.records.fields import is_learned, refuse_fields, system_text
+from llava_train.records.lost_media import refuse_lost
+from llava_train.records.media_file import MediaFile, PackedFile
+from llava_train.records.media_paths import inside
+from llava_train.records.record import BadRecord
 from llava_train.shared.errors import DataError, cut_short
 
 ID_SHOWN = 200  # characters of an id that messages repeat

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from llava_train.data.sample import MediaFile
-from llava_train.data.slices import open_medium
+from llava_train.records.media_file import MediaFile, open_medium
 
 if TYPE_CHECKING:  # they load torch, which `check` has no time for
     from llava_train.batch.packed import VisualLayout

@@ -33,10 +33,11 @@ from llava_train.data.encode import Encoder, Measured
 from llava_train.data.formats import MediaRoots, to_answered
 from llava_train.data.index import ABOUT, CUT, KINDS, MEDIA, MEDIUM, RECORDS, REFUSED, ROWS, SCHEMA, Index
 from llava_train.data.media import MediaReader, MediumSize
-from llava_train.data.record_identity import digest
-from llava_train.data.sample import PackedFile, Sample
+from llava_train.data.sample import Sample
 from llava_train.data.sample_notes import note_of
-from llava_train.data.sources import Raw, Source, record_of
+from llava_train.records.identity import digest
+from llava_train.records.media_file import PackedFile
+from llava_train.records.readers.open import Raw, Source, record_of
 from llava_train.shared.child_processes import follow_parent, shielded
 from llava_train.shared.errors import DataError, RunError
 

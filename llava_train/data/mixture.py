@@ -9,7 +9,7 @@ from typing import Any
 from llava_train.config.mixture import SourceConfig, stage_sources
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig, StageConfig
-from llava_train.data.sources import open_source, record_of
+from llava_train.records.readers.open import open_source, record_of
 
 
 def present_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceConfig]:

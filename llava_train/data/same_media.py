@@ -24,9 +24,8 @@ from rich.progress import Progress
 from llava_train.data.held_out import Pictures, unhashed
 from llava_train.data.index import PICTURES, REFUSED, Index
 from llava_train.data.indexing import COLUMNS, PARALLEL_ABOVE, Reading, locked
-from llava_train.data.sample import MediaFile, PackedFile
-from llava_train.data.slices import open_medium
 from llava_train.data.video import folder_frames
+from llava_train.records.media_file import MediaFile, PackedFile, open_medium
 
 BYTES = 2**20  # read at a time
 BLOCK = 4096  # records that threads are given at a time

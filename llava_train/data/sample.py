@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, MediumKind, TemplateError, media_order
+from llava_train.family.onevision.template import MediumKind, TemplateError, media_order
+from llava_train.records.media_file import MediaFile
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import DataError
 
 Role = Literal["system", "human", "gpt", "given"]  # given: an answer that is read and not learned
@@ -16,30 +17,6 @@ Role = Literal["system", "human", "gpt", "given"]  # given: an answer that is re
 class Turn(NamedTuple):
     role: Role
     text: str
-
-
-class PackedFile(NamedTuple):
-    """An image or video within another file: `size` bytes of `path` from `offset`, or in memory where `content` is."""
-
-    path: Path
-    offset: int
-    size: int
-    name: str  # for messages: what it is called there
-    content: bytes | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name} in {self.path}"
-
-    def read(self) -> bytes:
-        """Raises OSError."""
-        if self.content is not None:
-            return self.content
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
-MediaFile = Path | PackedFile
 
 
 class Medium(NamedTuple):

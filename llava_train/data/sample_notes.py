@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llava_train.data.sample import Sample
-from llava_train.data.video import sorted_frames
+from llava_train.records.image_files import sorted_frames
 
 NOTES = (  # by number, as an index has them
     "",

@@ -17,7 +17,7 @@ from llava_train.batch.packed import VisualLayout
 from llava_train.config.sampling import parse_sampling
 from llava_train.data.encode import EncodedSample
 from llava_train.data.preview import Preview, Shown
-from llava_train.data.sources import open_source
+from llava_train.records.readers.open import open_source
 from llava_train.shared.errors import DataError
 
 Kind = Literal["text", "image", "multi-image", "video", "refused"]

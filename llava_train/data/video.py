@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import subprocess
 import sys
 from multiprocessing import Pipe
@@ -17,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from llava_train.config.pictures import is_picture
 from llava_train.config.schema import VideoConfig, VideoDecoder
 from llava_train.data import video_worker
 from llava_train.data.image import image_size, open_image, to_square
-from llava_train.data.sample import MediaFile, PackedFile
-from llava_train.data.slices import open_medium
+from llava_train.records.image_files import sorted_frames
+from llava_train.records.media_file import MediaFile, PackedFile, open_medium
 from llava_train.shared.child_processes import shielded
 from llava_train.shared.errors import RunError
 
@@ -171,15 +169,3 @@ def folder_frames(folder: Path) -> list[Path]:
     if not frames:
         raise UnreadableVideo(f"{folder}: no frames in the folder")
     return frames
-
-
-def sorted_frames(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The frames of a folder in order, and what else lies in it; hidden files are neither."""
-    there = sorted((file for file in folder.iterdir() if not file.name.startswith(".")), key=_natural)
-    frames = {file: None for file in there if not file.is_dir() and is_picture(file)}
-    return [*frames], [file for file in there if file not in frames]
-
-
-def _natural(path: Path) -> list[str | int]:
-    parts = re.split(r"(\d+)", path.name)  # text and digits in turn
-    return [int(part) if at % 2 else part for at, part in enumerate(parts)]

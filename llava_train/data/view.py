@@ -24,7 +24,7 @@ from llava_train.data.packing import SampleSizes
 from llava_train.data.same_media import find_pictures
 from llava_train.data.sample import Sample
 from llava_train.data.sample_notes import NAMED, NOTES, note_line
-from llava_train.data.sources import record_of
+from llava_train.records.readers.open import record_of
 from llava_train.shared.errors import DataError, counted
 
 BLOCK = 2**18  # records whose media are looked at together, so that memory does not grow with these

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import (
-    AutoTokenizer,
-    LlavaOnevisionConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, LlavaOnevisionConfig, PreTrainedTokenizerBase
 
 from llava_train.config.schema import ConvertConfig, VideoConfig
 from llava_train.config.start import read_object
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, TemplateName
+from llava_train.family.onevision.template import TemplateName
 from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.card import Card, last_names, without_paths
 from llava_train.model.hf import RELEASED, Preparation, checkpoint_geometry, expected_specs, write_checkpoint
@@ -46,6 +42,7 @@ from llava_train.model.sources import (
 )
 from llava_train.model.stored import StoredTensors, open_weights
 from llava_train.model.trainable import PARTS
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault
 
 NEWLINE_SEED = 0

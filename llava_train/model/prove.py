@@ -34,9 +34,9 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.model.hf import INDEX_FILE, WEIGHTS_FILE, checkpoint_geometry, expected_specs
 from llava_train.model.tensorfile import ALIGNMENT, DTYPES, Spec, bytes_of
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import RunError
 from llava_train.shared.host_memory import available_memory, peak_memory
 from llava_train.shared.json_files import read_json

@@ -21,13 +21,7 @@ from llava_train.config.load import load_dumped
 from llava_train.config.schema import Config, LoraConfig
 from llava_train.model.adapter import adapter_names, adapter_of, peft_config, saved_modules, write_adapter
 from llava_train.model.card import Card
-from llava_train.model.hf import (
-    expected_specs,
-    read_preparation,
-    whole_folder,
-    write_card,
-    write_weights,
-)
+from llava_train.model.hf import expected_specs, read_preparation, whole_folder, write_card, write_weights
 from llava_train.model.prove import Check, prove
 from llava_train.model.start_weights import StartWeights
 from llava_train.model.tensorfile import SlicedFiles, Spec

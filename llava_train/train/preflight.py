@@ -18,12 +18,12 @@ import torch
 
 import llava_train
 from llava_train.config.fingerprint import PACKAGES, dump
-from llava_train.config.kinds import shards, split_of
 from llava_train.config.mixture import stage_sources
 from llava_train.config.schema import Config
 from llava_train.family.onevision.memory import num_trained, states
 from llava_train.family.onevision.settings import model_dims
 from llava_train.model.build import resolve_init
+from llava_train.records.file_formats import shards, split_of
 from llava_train.shared.errors import RunError, shortened
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import MOMENTS

@@ -10,9 +10,9 @@ from typing import Any
 from llava_train.config.fingerprint import DATA_PLACES, START_PLACES, differences, fingerprint, place, start_content
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.data.mixture import present_sources
-from llava_train.data.record_identity import differences as record_differences
-from llava_train.data.record_identity import look_again
-from llava_train.data.sources import open_source
+from llava_train.records.identity import differences as record_differences
+from llava_train.records.identity import look_again
+from llava_train.records.readers.open import open_source
 from llava_train.shared.console import console
 from llava_train.shared.errors import ConfigError, DataError, RunError
 from llava_train.shared.json_files import read_json

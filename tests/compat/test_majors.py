@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from llava_train.config.schema import GenerateModel, VideoConfig
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
 from llava_train.model.build import load_checkpoint
 from llava_train.model.generate import generate
 from llava_train.model.hf import Preparation, checkpoint_geometry, write_checkpoint
 from llava_train.model.loading import pipeline_lines, processor_lines
 from llava_train.model.onevision import PackedForward
 from llava_train.model.tiny import make_tiny
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 
 sys.path.append(str(Path(__file__).parents[1] / "parity"))
 from onevision_reference import SEVERAL, SINGLE, TEXT, VIDEO, Ours

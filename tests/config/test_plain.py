@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from llava_train.config.files import count_records
-from llava_train.config.kinds import kind_of, split_of
-from llava_train.config.plain import BadRecord, passed_over, read_folder, read_plain, read_table
-from llava_train.data.sources import open_source
+from llava_train.records.file_formats import kind_of, split_of
+from llava_train.records.picture_folder import read_folder
+from llava_train.records.readers.open import open_source
+from llava_train.records.record import BadRecord
+from llava_train.records.tables import passed_over, read_plain, read_table
 
 
 @pytest.fixture

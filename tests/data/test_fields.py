@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llava_train.config.plain import BadRecord, read_table
 from llava_train.data.encode import Encoder
 from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.data.sample import Turn
-from llava_train.data.sources import open_source, record_of
 from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.template import chat_template
+from llava_train.records.readers.open import open_source, record_of
+from llava_train.records.record import BadRecord
+from llava_train.records.tables import read_table
 from llava_train.shared.errors import DataError
 from llava_train.train.questions import read_questions
 

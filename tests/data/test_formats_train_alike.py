@@ -9,10 +9,10 @@ from in_every_format import NUMBERS, WRITERS, write_messages
 
 from llava_train.config.load import load
 from llava_train.data.build import build_data
-from llava_train.data.record_identity import look_again
-from llava_train.data.sources import open_source
 from llava_train.family.onevision.cost import KNOWN
 from llava_train.family.onevision.geometry import make_geometry
+from llava_train.records.identity import look_again
+from llava_train.records.readers.open import open_source
 
 FORMATS = {**WRITERS, "messages": write_messages}
 DIMS = KNOWN["Qwen/Qwen2-0.5B-Instruct"]

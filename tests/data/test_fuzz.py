@@ -25,7 +25,6 @@ from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.config.schema import VideoConfig
 from llava_train.data.collate import collate
 from llava_train.data.encode import EncodedSample, Encoder
-from llava_train.data.fields import LEARNED_KEYS, RECORD_KEYS, REFUSED
 from llava_train.data.formats import MediaRoots, to_answered, to_sample
 from llava_train.data.media import Limits, MediaReader, MediumSize
 from llava_train.data.sample import Sample, Turn
@@ -34,6 +33,7 @@ from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.template import PlainTemplate, chat_template, media_tags, normalise_tags
 from llava_train.family.onevision.tokens import add_tags
+from llava_train.records.fields import LEARNED_KEYS, RECORD_KEYS, REFUSED
 from llava_train.shared.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -18,8 +18,8 @@ from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from llava_train.data.image import UnreadableImage, image_size, open_image, to_tiles
-from llava_train.data.sample import PackedFile
 from llava_train.family.onevision.geometry import Geometry
+from llava_train.records.media_file import PackedFile
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GRID = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))

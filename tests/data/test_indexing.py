@@ -22,10 +22,10 @@ from llava_train.data.formats import MediaRoots
 from llava_train.data.index import ROWS, Index
 from llava_train.data.indexing import Reading, load_index
 from llava_train.data.media import Limits, MediaReader
-from llava_train.data.sources import open_source
 from llava_train.data.video import VideoReader
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.template import make_template
+from llava_train.records.readers.open import open_source
 
 KILLED = 10
 MAKER = """

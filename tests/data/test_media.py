@@ -13,9 +13,10 @@ from PIL import Image
 
 from llava_train.config.schema import VideoConfig
 from llava_train.data.media import Limits, MediaReader, MediumSize
-from llava_train.data.sample import MediaFile, Sample, Turn
+from llava_train.data.sample import Sample, Turn
 from llava_train.data.video import VideoReader
 from llava_train.family.onevision.geometry import Geometry
+from llava_train.records.media_file import MediaFile
 from llava_train.shared.errors import DataError
 
 GEOMETRY = Geometry(32, 8, "anyres", ((1, 1), (1, 2), (2, 1), (2, 2)), 9)

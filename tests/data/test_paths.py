@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_train.config.plain import BadRecord
-from llava_train.data.paths import inside
+from llava_train.records.media_paths import inside
+from llava_train.records.record import BadRecord
 
 ROOT = Path("/data/a")
 

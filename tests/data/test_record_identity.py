@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llava_train.data.record_identity import differences, digest, known, look_again
-from llava_train.data.sources import open_source
+from llava_train.records.identity import differences, digest, known, look_again
+from llava_train.records.readers.open import open_source
 
 RECORDS = [
     {"id": i, "conversations": [{"from": "human", "value": f"é {i}?"}, {"from": "gpt", "value": f"answer {i}"}]}
@@ -68,7 +68,7 @@ def test_a_source_is_read_again_only_where_its_files_are_not_as_before(tmp_path,
     before = json.loads(json.dumps(before))  # as a checkpoint gives it back
     shutil.copy2(path, tmp_path / "moved.json")
     with monkeypatch.context() as patch:
-        patch.setattr("llava_train.data.record_identity.digest", None)
+        patch.setattr("llava_train.records.identity.digest", None)
         assert look_again({"moved": open_source(tmp_path / "moved.json", "moved")}, before) == {"moved": before["a"]}
     write(path, RECORDS, indent=1)
     assert differences(before, look_again({"a": source}, before)) == []

@@ -22,7 +22,7 @@ from llava_train.data.held_out import held_out_samples, same_content
 from llava_train.data.index import PICTURES, ROWS
 from llava_train.data.indexing import load_index
 from llava_train.data.same_media import find_pictures
-from llava_train.data.sources import open_source, record_of
+from llava_train.records.readers.open import open_source, record_of
 from llava_train.shared.errors import ConfigError
 
 NUM, ASKED = 6, 3  # pictures, and questions about each

@@ -11,8 +11,8 @@ from PIL import Image
 from llava_train.cli.main import main
 from llava_train.config.load import load
 from llava_train.data import spot_check
-from llava_train.data.sources import json_lines, raw
 from llava_train.data.spot_check import look_at_records
+from llava_train.records.readers import json_lines, reader
 
 TURNS = [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]
 SOUND, MISSING = {"image": "a.png", "conversations": TURNS}, {"image": "none.png", "conversations": TURNS}
@@ -80,7 +80,7 @@ def refused(found: spot_check.Look) -> int:
 
 
 def test_a_large_file_is_read_no_further_than_its_format_can_seek(folder, monkeypatch):
-    monkeypatch.setattr(raw, "COUNT_LIMIT", 10)
+    monkeypatch.setattr(reader, "COUNT_LIMIT", 10)
     monkeypatch.setattr(json_lines.JsonLines, "count", None)
     found = looked(write("r.jsonl", [SOUND] * 100 + [MISSING] * 900))
     assert found.records in (199, 200)  # behind a byte of the last line there is none

@@ -19,9 +19,9 @@ from PIL import Image
 from llava_train.config.schema import VideoConfig
 from llava_train.data import video_worker
 from llava_train.data.image import to_square
-from llava_train.data.sample import PackedFile
 from llava_train.data.video import UnreadableVideo, VideoReader
 from llava_train.data.video_worker import by_decord, by_pyav, look, sample_indices
+from llava_train.records.media_file import PackedFile
 from llava_train.shared.errors import RunError
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 
 # as the released LLaVA-OneVision checkpoints: media first, a space after the role, no newline between turns
 RELEASED = """

@@ -10,8 +10,9 @@ from chat_templates import RELEASED, message
 from transformers import AutoTokenizer
 
 from llava_train.family.onevision.chat import CheckpointTemplate, read_chat_template, stage_template
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG, TemplateError, chat_template, make_template
+from llava_train.family.onevision.template import TemplateError, chat_template, make_template
 from llava_train.model.tiny import byte_tokenizer, make_tiny
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError
 
 BOTH = {IMAGE_TAG: "image", VIDEO_TAG: "video"}

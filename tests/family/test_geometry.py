@@ -11,10 +11,7 @@ import pytest
 import torch
 from transformers import LlavaOnevisionConfig
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
-from transformers.models.llava_onevision.modeling_llava_onevision import (
-    LlavaOnevisionModel,
-    image_size_to_num_patches,
-)
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel, image_size_to_num_patches
 
 from llava_train.config.schema import ImageConfig
 from llava_train.family.onevision.geometry import Geometry, make_geometry

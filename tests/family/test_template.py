@@ -11,9 +11,7 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_train.family.onevision.template import (
-    IMAGE_TAG,
     VICUNA_SYSTEM,
-    VIDEO_TAG,
     TemplateError,
     chat_template,
     make_template,
@@ -22,6 +20,7 @@ from llava_train.family.onevision.template import (
     normalise_tags,
     rendered_by_template,
 )
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 
 NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
 ROLES = {name: role for role, name in NAMES.items()}

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from llava_train.config.mixture import load_mixture
-from llava_train.data.sample import PackedFile
-from llava_train.data.sources import open_source, record_of
+from llava_train.records.media_file import PackedFile
+from llava_train.records.readers.open import open_source, record_of
 
 SUBSET = "ai2d(cauldron,llava_format)"
 MIXTURE = f"""

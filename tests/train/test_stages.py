@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from llava_train.config.load import load
-from llava_train.data.record_identity import look_again
-from llava_train.data.sources import open_source
 from llava_train.model.tensorfile import Written, file_sha256
+from llava_train.records.identity import look_again
+from llava_train.records.readers.open import open_source
 from llava_train.shared.errors import RunError
 from llava_train.train import checkpoint
 from llava_train.train.distributed import Ranks

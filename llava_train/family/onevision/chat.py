@@ -17,9 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_train.family.onevision.template import (
-    IMAGE_TAG,
     ROLE_NAMES,
-    VIDEO_TAG,
     LabelRule,
     MediumKind,
     Piece,
@@ -33,6 +31,7 @@ from llava_train.family.onevision.template import (
     split_at_tags,
     unanswered,
 )
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault
 
 _Form = Literal["parts", "text"]  # what a template takes as `content`: a list of parts, or one text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 
 
 def aspect_ratio(geometry: Geometry) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol
 
-IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
+
 DEFAULT_SYSTEM = "You are a helpful assistant."
 VICUNA_SYSTEM = (  # LLaVA-NeXT, llava/conversation.py, conv_vicuna_v1, commit b42941c
     "A chat between a curious user and an artificial intelligence assistant. "

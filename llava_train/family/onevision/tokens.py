@@ -6,7 +6,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from llava_train.family.onevision.start import tag_fault
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from in_every_format import CONTENTS, NUMBERS, WRITERS, record
 
-from llava_train.data.record_identity import digest
-from llava_train.data.sample import PackedFile
-from llava_train.data.sources import open_source, record_of
+from llava_train.records.identity import digest
+from llava_train.records.media_file import PackedFile
+from llava_train.records.readers.open import open_source, record_of
 
 
 @pytest.fixture(params=WRITERS)

@@ -8,8 +8,9 @@ import tracemalloc
 import pytest
 
 from llava_train.config.files import count_records
-from llava_train.config.plain import BadRecord
-from llava_train.data.sources import json_list, open_source, record_of
+from llava_train.records.readers import json_list
+from llava_train.records.readers.open import open_source, record_of
+from llava_train.records.record import BadRecord
 from llava_train.shared.errors import DataError
 
 RECORDS = [

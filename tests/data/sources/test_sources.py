@@ -9,11 +9,11 @@ import pytest
 from in_every_format import NUMBERS, write_parquet, write_tar
 
 from llava_train.config.files import source_problem
-from llava_train.config.kinds import kind_of, split_of
 from llava_train.config.mixture import SourceConfig, file_sources, load_mixture
-from llava_train.config.plain import BadRecord
 from llava_train.data.mixture import sampled_records
-from llava_train.data.sources import open_source, record_of
+from llava_train.records.file_formats import kind_of, split_of
+from llava_train.records.readers.open import open_source, record_of
+from llava_train.records.record import BadRecord
 from llava_train.shared.errors import DataError
 
 
@@ -109,7 +109,7 @@ def damaged(tmp_path):
 
 @pytest.mark.parametrize("sampling", ["all", "first:5"])
 def test_file_is_read_as_far_as_records_are_taken(damaged, sampling, monkeypatch):
-    monkeypatch.setattr("llava_train.data.sources.json_list.WINDOW", 256)
+    monkeypatch.setattr("llava_train.records.readers.json_list.WINDOW", 256)
     records = sampled_records("s", SourceConfig(str(damaged), sampling=sampling), seed=0)
     assert [next(records) for _ in range(5)] == [(i, {"id": i}) for i in range(5)]
     if sampling == "first:5":

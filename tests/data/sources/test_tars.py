@@ -11,8 +11,8 @@ import tracemalloc
 import pytest
 from in_every_format import add
 
-from llava_train.config.plain import BadRecord
-from llava_train.data.sources import open_source, record_of
+from llava_train.records.readers.open import open_source, record_of
+from llava_train.records.record import BadRecord
 from llava_train.shared.errors import DataError
 
 ASKED = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from llava_train.config.plain import BadRecord
-from llava_train.data.fields import RECORD_KEYS
+from llava_train.records.fields import RECORD_KEYS
+from llava_train.records.record import BadRecord
 
 MEDIA_KEYS = ("image", "video")
 _NOT_MEDIA = {*MEDIA_KEYS, "conversations", "messages", "id", "answers", "choices", "type", "prompt", *RECORD_KEYS}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava_train.config.plain import BadRecord
+from llava_train.records.record import BadRecord
 
 _DRIVE = re.compile(r"[A-Za-z]:/|//")
 _BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{64,}={0,2}")  # PNG, JPEG, GIF, WebP

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -108,3 +109,15 @@ def _below(root: Path, inner: Path, above: tuple[str, ...]) -> Iterator[Path]:
             yield inner / entry.name
         elif (place := os.path.realpath(entry.path)) not in above:
             yield from _below(root, inner / entry.name, (*above, place))
+
+
+def sorted_frames(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The frames of a folder in order, and what else lies in it; hidden files are neither."""
+    there = sorted((file for file in folder.iterdir() if not file.name.startswith(".")), key=_natural)
+    frames = {file: None for file in there if not file.is_dir() and is_picture(file)}
+    return [*frames], [file for file in there if file not in frames]
+
+
+def _natural(path: Path) -> list[str | int]:
+    parts = re.split(r"(\d+)", path.name)  # text and digits in turn
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)]

@@ -1,4 +1,4 @@
-"""Tables and folders of pictures, as `llava_train.config.plain` reads them."""
+"""Tables and folders of pictures, as `llava_train.records.tables` reads them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava_train.config.pictures import visible_files
-from llava_train.config.plain import BadRecord, passed_over, read_plain
-from llava_train.data.sources.raw import Raw, Reader, drawn_positions, made
+from llava_train.records.image_files import visible_files
+from llava_train.records.readers.reader import Raw, Reader, drawn_positions, made
+from llava_train.records.record import BadRecord
+from llava_train.records.tables import passed_over, read_plain
 
 
 class Plain(Reader):

@@ -1,14 +1,37 @@
-"""A medium as an open binary file, wherever it lies: a file of its own, a part of another, or bytes in memory."""
+"""The file of an image or video, wherever it lies: a file of its own, a part of another, or bytes in memory."""
 
 from __future__ import annotations
 
 import io
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from llava_train.data.sample import MediaFile, PackedFile
 from llava_train.shared.unicode_names import other_form
+
+
+class PackedFile(NamedTuple):
+    """An image or video within another file: `size` bytes of `path` from `offset`, or in memory where `content` is."""
+
+    path: Path
+    offset: int
+    size: int
+    name: str  # for messages: what it is called there
+    content: bytes | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.path}"
+
+    def read(self) -> bytes:
+        """Raises OSError."""
+        if self.content is not None:
+            return self.content
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+MediaFile = Path | PackedFile
 
 
 def open_medium(file: MediaFile) -> BinaryIO:

@@ -8,8 +8,8 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava_train.config.plain import BadRecord
-from llava_train.data.sources.raw import Raw, Reader, made, record_of
+from llava_train.records.readers.reader import Raw, Reader, made, record_of
+from llava_train.records.record import BadRecord
 
 
 class JsonLines(Reader):

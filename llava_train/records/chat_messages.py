@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava_train.config.plain import BadRecord
-from llava_train.family.onevision.template import IMAGE_TAG, VIDEO_TAG
+from llava_train.records.record import BadRecord
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 
 _TAGS = {"image": IMAGE_TAG, "video": VIDEO_TAG}
 _TEXT_KEYS = ("from", "value", "role", "content")

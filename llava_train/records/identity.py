@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_train.data.sources import Raw, Source
+from llava_train.records.readers.open import Raw, Source
 
 Known = dict[str, Any]  # of a source, for JSON: `identity`, `records` (their number), `stamps` of its files
 

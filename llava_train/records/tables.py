@@ -1,7 +1,7 @@
-"""Records of people who write no JSON: a table of questions and answers, or a folder of pictures.
+"""A table of questions and answers as records, for people who write no JSON.
 
-Enters: a CSV or TSV file, `FILE@SPLIT` for the rows of one split, or a folder. Leaves: records as LLaVA's JSON has
-them, each bad one as a `BadRecord` in its place.
+Enters: a CSV or TSV file, `FILE@SPLIT` for the rows of one split, or a folder of pictures (`picture_folder`). Leaves:
+records as LLaVA's JSON has them, each bad one as a `BadRecord` in its place.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from llava_train.config.choices import answer_of, option_columns, read_choices, with_options
-from llava_train.config.folder_labels import SPLITS, meant_folders, wrong_labels
-from llava_train.config.kinds import JSON_SUFFIXES, RECORD_SUFFIXES
-from llava_train.config.pictures import IMAGE_SUFFIXES, sorted_out
+from llava_train.records.choices import answer_of, option_columns, read_choices, with_options
+from llava_train.records.fields import is_left_out
+from llava_train.records.folder_labels import SPLITS
+from llava_train.records.image_files import sorted_out
+from llava_train.records.picture_folder import read_folder
+from llava_train.records.record import DESCRIBE, BadRecord, Record, columns_passed_over, files_passed_over
 from llava_train.shared.errors import cut_short
 
 DELIMITERS = ",;\t"
@@ -44,18 +45,9 @@ COLUMNS = {  # names of a column, however they are cased; of several ids the fir
     **{name: (name,) for name in ("weight", "loss", "train", "training")},
 }
 SHOWN = 500  # characters of a header that a message repeats
-DESCRIBE, NAME_IT = "Describe the {}.", "What is shown?"  # asked where a table or a folder has no questions
-NOT_LEARNED = ("false", "no", "f", "n", "off")  # of weight, loss, train or training
 NO_VALUE = ("nan", "<na>", "#n/a")  # what tools write for an empty cell; `none` and `n/a` may be answers
-NAMED = 5  # files and folders that a message names
-HEAD = 2**16  # bytes of a file that may hold records
 _SECOND = re.compile("(image|img|picture|photo|frame|video|clip|file)s?(_?(path|file|name))?_?([0-9]+|[b-f])")
 _TAG = re.compile("<image>|<video>")
-Record = dict[str, Any]
-
-
-class BadRecord(ValueError):
-    """A record of the wrong form; the message says how."""
 
 
 def read_plain(path: Path, split: str = "") -> list[Record | BadRecord]:
@@ -71,16 +63,6 @@ def passed_over(path: Path) -> str:
     return columns_passed_over([name for at, name in enumerate(header) if at not in columns.values()])
 
 
-def files_passed_over(what: str, files: list[Path]) -> str:
-    """In words; empty where there are none."""
-    return f"{len(files):,} files {what}, such as {', '.join(map(str, files[:NAMED]))}" if files else ""
-
-
-def columns_passed_over(names: list[str]) -> str:
-    """In words; empty where there are none."""
-    return f"columns {', '.join(name or '(without a name)' for name in names)}" if names else ""
-
-
 def read_table(path: Path, split: str = "") -> list[Record | BadRecord]:
     """The rows of a table, those of a split where the table has several. Raises ValueError where it is none to read.
 
@@ -91,60 +73,6 @@ def read_table(path: Path, split: str = "") -> list[Record | BadRecord]:
     if split or "split" in columns:
         numbered = _of_split(path, numbered, columns, header, split)
     return [_record(path, line, cells, header, columns) for line, cells in numbered]
-
-
-def read_folder(path: Path) -> list[Record | BadRecord]:
-    """Pictures with captions, PICTURE.txt beside each; else pictures in folders that are named by what they show.
-
-    Paths are below `path`, in the order of their names. Raises ValueError where it is neither, or where the names of
-    folders are those of splits and places, OSError.
-    """
-    pictures, texts, others = sorted_out(path)
-    if not pictures:
-        kinds = ", ".join(sorted({file.suffix or file.name for file in others})) or "nothing"
-        raise ValueError(f"holds no pictures ({' '.join(IMAGE_SUFFIXES)}); found: {kinds}{_instead(path, others)}")
-    if texts:
-        return [_captioned(path, picture) for picture in pictures]
-    if all(len(picture.parts) == 1 for picture in pictures):
-        told = (
-            f"{len(pictures)} pictures, no caption (such as {pictures[0].with_suffix('.txt')}) and no folder by label"
-        )
-        raise ValueError(told + _instead(path, others))
-    _refuse_places(path, pictures, others)
-    return [_labelled(picture) for picture in pictures]
-
-
-def _refuse_places(path: Path, pictures: list[Path], others: list[Path]) -> None:
-    """Raises ValueError where folders would be answers that say nothing of a picture, with the path that was meant."""
-    records = [file for file in others if len(file.parts) == 1 and _holds_records(path / file)]
-    names = wrong_labels(pictures)
-    if records:
-        raise ValueError(f"holds records beside its pictures{_instead(path, records)}")
-    if not names:
-        return
-    told = f"has pictures in {', '.join(names[:NAMED])}, which says nothing of what they show"
-    if meant := [str(path / folder) for folder in meant_folders(pictures)]:
-        raise ValueError(f"{told}; name the folder of the labels instead: {' or '.join(meant[:NAMED])}")
-    remedy = "; put them into folders that are named by what they show, or write a table"
-    raise ValueError(told + (_instead(path, others) or remedy))
-
-
-def _instead(folder: Path, files: list[Path]) -> str:
-    """Advice to name a file of records that lies in the folder; empty where none does."""
-    named = [str(folder / file) for file in files if file.suffix.lower() in RECORD_SUFFIXES]
-    if not named:
-        return ""
-    more = f" (and {len(named) - NAMED} more)" if len(named) > NAMED else ""
-    return f"; name its records instead: {' or '.join(named[:NAMED])}{more}, with data.root={folder}"
-
-
-def _holds_records(file: Path) -> bool:
-    """Whether it holds conversations, by its first bytes."""
-    if file.suffix.lower() not in JSON_SUFFIXES or not file.is_file():
-        return False
-    with file.open("rb") as content:
-        head = content.read(HEAD)
-    return b'"conversations"' in head or b'"messages"' in head
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -301,39 +229,5 @@ def _record(path: Path, line: int, cells: list[str], header: list[str], columns:
     return record | {"choices": choices} if choices else record
 
 
-def is_left_out(field: str, value: Any) -> bool:
-    """Whether `weight`, `loss`, `train` or `training` of a whole record keep it from being learned as all others are:
-    0, false or no; of `weight` any share. A text is read as what it says; other texts and figures say nothing."""
-    if isinstance(value, str):
-        if value.strip().lower() in NOT_LEARNED:
-            return True
-        try:
-            value = float(value)
-        except ValueError:
-            return False
-    return isinstance(value, int | float) and (not value or (field == "weight" and value != 1))
-
-
 def _paths(cell: str) -> list[str]:
     return [path.strip() for path in re.split(r"[;|]", cell) if path.strip()]
-
-
-def _captioned(root: Path, picture: Path) -> Record | BadRecord:
-    try:
-        caption = (root / picture.with_suffix(".txt")).read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        return BadRecord(f"{picture}: no caption can be read beside it: {error}")
-    if not caption:
-        return BadRecord(f"{picture.with_suffix('.txt')}: is empty")
-    return _asked(picture, DESCRIBE.format("image"), caption)
-
-
-def _labelled(picture: Path) -> Record | BadRecord:
-    if len(picture.parts) == 1:
-        return BadRecord(f"{picture}: lies in no folder that names what it shows")
-    return _asked(picture, NAME_IT, picture.parts[0].replace("_", " "))
-
-
-def _asked(picture: Path, question: str, answer: str) -> Record:
-    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
-    return {"id": str(picture), "image": str(picture), "conversations": turns}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from llava_train.data.sources.columns import NUM_ROWS, Place, chosen_columns, drawn_rows, records, unread_columns
-from llava_train.data.sources.raw import Raw, Reader, drawn_positions
+from llava_train.records.readers.columns import NUM_ROWS, Place, chosen_columns, drawn_rows, records, unread_columns
+from llava_train.records.readers.reader import Raw, Reader, drawn_positions
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 

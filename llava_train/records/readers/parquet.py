@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
-from llava_train.data.sources.columns import NUM_ROWS, chosen_columns, drawn_rows, records, unread_columns
-from llava_train.data.sources.raw import Raw, Reader, drawn_positions
+from llava_train.records.readers.columns import NUM_ROWS, chosen_columns, drawn_rows, records, unread_columns
+from llava_train.records.readers.reader import Raw, Reader, drawn_positions
 
 
 class Parquet(Reader):

@@ -15,12 +15,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llava_train.config.kinds import UNPACK
-from llava_train.config.pictures import HEAD, is_image
-from llava_train.config.plain import DESCRIBE, BadRecord
-from llava_train.data.messages import from_messages, with_one_name
-from llava_train.data.paths import in_short
-from llava_train.data.sources.raw import Raw, Reader, made
+from llava_train.records.chat_messages import from_messages, with_one_name
+from llava_train.records.file_formats import UNPACK
+from llava_train.records.image_files import HEAD, is_image
+from llava_train.records.media_paths import in_short
+from llava_train.records.readers.reader import Raw, Reader, made
+from llava_train.records.record import DESCRIBE, BadRecord
 
 KINDS = ("image", "video")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from llava_train.data.sources.raw import Raw, Reader
+from llava_train.records.readers.reader import Raw, Reader
 
 WINDOW = 2**20  # bytes
 _SPACE = " \t\n\r"

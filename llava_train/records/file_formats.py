@@ -1,6 +1,6 @@
 """What a path on disk holds and which files it is made of, by names alone: no record is read.
 
-A new format is a kind here and a reader in `llava_train/data/sources/`.
+A new format is a kind here and a reader in `llava_train/records/readers/`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ FILE_KINDS: dict[str, Kind] = {
 }
 RECORD_SUFFIXES = tuple(FILE_KINDS)
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
+COUNT_LIMIT = 64 * 2**20  # bytes; a larger file is not opened to count its records
 UNPACK = "is compressed: unpack it once (gunzip, unzip, zstd -d); what lies in it is then read in its place"
 BESIDE_JSONL = (".jsonl", ".json", ".md", ".txt", "")  # suffixes in a folder of JSONL
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # files in a folder that `datasets` saved

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.files import COUNT_LIMIT
-from llava_train.config.kinds import RECORD_SUFFIXES, shards
-from llava_train.config.pictures import visible_below
-from llava_train.config.plain import BadRecord, files_passed_over
-from llava_train.data.sample import PackedFile
+from llava_train.records.file_formats import COUNT_LIMIT, RECORD_SUFFIXES, shards
+from llava_train.records.image_files import visible_below
+from llava_train.records.media_file import PackedFile
+from llava_train.records.record import BadRecord, files_passed_over
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Data sets on disk as records, one module per format; `Sample`s are made of them in `llava_train.data.formats`.
 
 Enters: a file or folder, with the split behind it (`FOLDER@train`). Leaves: its records in order, as bytes of JSON.
-A new format is a module with a `Reader`, a line in `READERS` and its kind in `llava_train.config.kinds`.
+A new format is a module with a `Reader`, a line in `READERS` and its kind in `llava_train.records.file_formats`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from llava_train.config.kinds import Kind, kind_of, split_of
-from llava_train.data.sources.arrow import Arrow
-from llava_train.data.sources.json_lines import JsonLines
-from llava_train.data.sources.json_list import JsonList
-from llava_train.data.sources.parquet import Parquet
-from llava_train.data.sources.plain import Plain
-from llava_train.data.sources.raw import Raw, Reader, record_of
-from llava_train.data.sources.tars import Tars
+from llava_train.records.file_formats import Kind, kind_of, split_of
+from llava_train.records.readers.arrow import Arrow
+from llava_train.records.readers.json_lines import JsonLines
+from llava_train.records.readers.json_list import JsonList
+from llava_train.records.readers.parquet import Parquet
+from llava_train.records.readers.reader import Raw, Reader, record_of
+from llava_train.records.readers.tables import Plain
+from llava_train.records.readers.tars import Tars
 from llava_train.shared.errors import DataError
 
 __all__ = ["Raw", "Source", "open_source", "record_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from llava_train.config.plain import BadRecord, is_left_out
+from llava_train.records.record import BadRecord
 
 SYSTEM_KEYS = ("system", "system_prompt")
 LEARNED_KEYS = ("weight", "loss", "train", "training")  # of a turn: 0 or false for one that is read and not learned
@@ -73,3 +73,19 @@ def _words(key: str) -> set[str]:
 def _refuse(fields: dict[str, Any], where: str) -> None:
     if found := next((key for key in REFUSED if fields.get(key)), None):
         raise BadRecord(f"{found!r} of {where} is not trained on: write it into the texts, or take it out")
+
+
+NOT_LEARNED = ("false", "no", "f", "n", "off")  # of weight, loss, train or training
+
+
+def is_left_out(field: str, value: Any) -> bool:
+    """Whether `weight`, `loss`, `train` or `training` of a whole record keep it from being learned as all others are:
+    0, false or no; of `weight` any share. A text is read as what it says; other texts and figures say nothing."""
+    if isinstance(value, str):
+        if value.strip().lower() in NOT_LEARNED:
+            return True
+        try:
+            value = float(value)
+        except ValueError:
+            return False
+    return isinstance(value, int | float) and (not value or (field == "weight" and value != 1))

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llava_train.config.plain import BadRecord, columns_passed_over, is_second
-from llava_train.data.fields import RECORD_KEYS
-from llava_train.data.lost_media import names_media
-from llava_train.data.sample import PackedFile
-from llava_train.data.sources.raw import Raw, made
+from llava_train.records.fields import RECORD_KEYS
+from llava_train.records.lost_media import names_media
+from llava_train.records.media_file import PackedFile
+from llava_train.records.readers.reader import Raw, made
+from llava_train.records.record import BadRecord, columns_passed_over
+from llava_train.records.tables import is_second
 
 TURNS = ("conversations", "messages")
 MEDIA = {"image": "image", "images": "image", "video": "video", "videos": "video"}  # columns to keys of a record
