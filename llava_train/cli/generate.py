@@ -14,9 +14,9 @@ from llava_train.cli.chat import Chat, chat
 from llava_train.config.generate_rules import SAMPLING
 from llava_train.config.load import load_verb
 from llava_train.config.schema import GenerateConfig
-from llava_train.config.start import stamps
 from llava_train.data.prompts import prompt_sample, read_prompts
 from llava_train.family.onevision.start import open_start
+from llava_train.start_folder.find import stamps
 from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
 from llava_train.train.answer_file import AnswerFile
 

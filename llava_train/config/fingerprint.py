@@ -13,8 +13,8 @@ import yaml
 
 from llava_train.config.mixture import MIXTURE_SUFFIXES, load_mixture
 from llava_train.config.schema import Config
-from llava_train.config.start import folder_here, weight_files
 from llava_train.records.file_formats import split_of
+from llava_train.start_folder.find import folder_here, weight_files
 
 # What changes speed, memory or files, never the step's mathematics beyond rounding.
 _STAGE_FREE = ("pack", "gradient_checkpointing", "checkpoint", "zero")

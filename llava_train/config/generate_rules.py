@@ -8,10 +8,11 @@ from pathlib import Path
 
 from llava_train.config.bounds import Bound, bounded
 from llava_train.config.schema import EvaluateConfig, GenerateConfig
-from llava_train.config.start import ADAPTER_CONFIG, ADAPTER_WEIGHTS, json_fault, read_header
 from llava_train.config.typed import shown
 from llava_train.records.file_formats import JSON_SUFFIXES
 from llava_train.shared.errors import ConfigError, Fault
+from llava_train.start_folder.files import json_fault, read_header
+from llava_train.start_folder.find import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 WAYS = "'prompt=What is shown?', or file=PROMPTS.jsonl out=ANSWERS.jsonl, or chat=true"
 OF_FILE = ("root", "out", "batch_size", "on_error")

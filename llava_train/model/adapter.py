@@ -20,11 +20,11 @@ from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.schema import LoraConfig, StageConfig
-from llava_train.model.original import ADAPTER_CONFIG, ADAPTER_FILES
 from llava_train.model.peft_folder import PREFIX, fault, read_peft_folder
 from llava_train.model.tensorfile import Spec, write_tensors
 from llava_train.model.trainable import PARTS, Part, is_adapter, is_unused, learning_rate_of, part_of
 from llava_train.shared.errors import ConfigError, Fault
+from llava_train.start_folder.find import ADAPTER_CONFIG, ADAPTER_FILES
 
 if TYPE_CHECKING:  # it takes seconds to import, and only adapters need it
     from peft import LoraConfig as PeftConfig

@@ -13,7 +13,6 @@ import torch
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_train.config.schema import GenerateModel, ModelConfig, Precision
-from llava_train.config.start import TINY
 from llava_train.family.onevision.settings import read_settings, read_tokenizer
 from llava_train.family.onevision.start import open_start
 from llava_train.model.parts import Load, join_parts
@@ -21,6 +20,7 @@ from llava_train.model.quantized import LoadIn, load_quantized
 from llava_train.model.strict import load_strictly
 from llava_train.model.tiny import make_tiny
 from llava_train.model.trainable import PARTS, Part
+from llava_train.start_folder.find import TINY
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DeviceMap = Literal["none", "auto"] | dict[str, str | int]

@@ -15,14 +15,13 @@ from typing import Any, Literal
 
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from llava_train.config.start import read_object
 from llava_train.model.stored import has_weights
 from llava_train.shared.errors import ConfigError, Fault
+from llava_train.start_folder.files import read_object
+from llava_train.start_folder.find import ADAPTER_CONFIG
 
 Kind = Literal["full", "projector", "lora", "language_model", "onevision"]
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 BESIDE_ADAPTER = "non_lora_trainables.bin"
 PROJECTOR_FILE = "mm_projector.bin"
 MODEL_TYPES: dict[str, Kind] = {"llava_qwen": "full", "qwen2": "language_model", "llava_onevision": "onevision"}

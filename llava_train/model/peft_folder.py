@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from llava_train.config.adapter_rules import INITS
-from llava_train.config.start import read_object
 from llava_train.model.hf import export_name
-from llava_train.model.original import ADAPTER_CONFIG, ADAPTER_FILES
 from llava_train.model.prove import older_module
 from llava_train.model.start_weights import module_name
 from llava_train.model.stored import StoredTensors
 from llava_train.shared.errors import ConfigError, Fault, shortened
+from llava_train.start_folder.files import read_object
+from llava_train.start_folder.find import ADAPTER_CONFIG, ADAPTER_FILES
 
 if TYPE_CHECKING:  # it takes seconds to import, and only adapters need it
     from peft import LoraConfig as PeftConfig

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llava_train.config.start import INDEX, PICKLES, WEIGHTS, pointer_fault, read_header, read_object, weight_files
 from llava_train.model.tensorfile import DTYPES, Spec
 from llava_train.shared.errors import ConfigError, Fault, shortened
+from llava_train.start_folder.files import pointer_fault, read_header, read_object
+from llava_train.start_folder.find import INDEX, PICKLES, WEIGHTS, weight_files
 
 
 class StoredTensors:

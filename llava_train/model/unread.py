@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from llava_train.config.start import weight_files
 from llava_train.model.stored import StoredTensors
 from llava_train.model.strict import load_strictly
+from llava_train.start_folder.find import weight_files
 
 _TIED = ("lm_head.weight", "embed_tokens.weight")
 

@@ -13,19 +13,18 @@ import pytest
 from safetensors.numpy import save_file
 from transformers.modeling_utils import _get_resolved_checkpoint_files
 
-from llava_train.config.start import (
+from llava_train.shared.errors import ConfigError
+from llava_train.start_folder.find import (
     INDEX,
     PICKLES,
     WEIGHTS,
-    Start,
     folder_here,
     has_all_weights,
     is_hub_name,
     local_folder,
-    read_start,
     weight_files,
 )
-from llava_train.shared.errors import ConfigError
+from llava_train.start_folder.read import Start, read_start
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
@@ -147,7 +146,7 @@ def test_a_hub_name_that_is_not_whole_here_fails_at_once_without_network(cache, 
 
 def test_the_reader_loads_no_heavy_library():
     code = (
-        "import sys, llava_train.config.start, llava_train.family.onevision.start\n"
+        "import sys, llava_train.start_folder.read, llava_train.family.onevision.start\n"
         "print({'torch', 'transformers', 'huggingface_hub'} & {name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,6 @@ from start_table import INDEX, PARTS, STARTS, WEIGHTS, Row, shard
 from llava_train.cli.main import main
 from llava_train.config.load import load
 from llava_train.config.schema import GenerateModel, ModelConfig
-from llava_train.config.start import stamps, weight_files
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.family.onevision.start import model_faults
 from llava_train.model.build import load_checkpoint, load_model
@@ -25,6 +24,7 @@ from llava_train.model.strict import load_strictly
 from llava_train.model.tiny import make_tiny
 from llava_train.model.unread import load_unread, read_weight, unread
 from llava_train.shared.errors import ConfigError
+from llava_train.start_folder.find import stamps, weight_files
 from llava_train.train.distributed import Ranks
 from llava_train.train.saver import Saver
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from llava_train.config.schema import Config, ModelConfig
-from llava_train.config.start import TINY, Start, folder_here, has_all_weights, is_hub_name, local_folder, read_start
 from llava_train.family.onevision.template import NamedTemplate, TemplateName, make_template
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault
+from llava_train.start_folder.find import TINY, folder_here, has_all_weights, is_hub_name, local_folder
+from llava_train.start_folder.read import Start, read_start
 
 MODEL_TYPE = "llava_onevision"
 ORIGINAL = "mm_vision_tower"  # in the config.json of a checkpoint of the original trainer
