@@ -35,8 +35,8 @@ from make_bench import main as make_bench
 from rich.console import Console
 from rich.table import Table
 
-from llava_train.config.files import index_folder
 from llava_train.config.load import load
+from llava_train.config.rules.files import index_folder
 from llava_train.data.build import build_data
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.settings import model_dims, read_model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from llava_train.config.adapter_rules import how_trained
-from llava_train.config.files import StageRecords, check_files
 from llava_train.config.load import collect
+from llava_train.config.rules.adapter import how_trained
+from llava_train.config.rules.files import StageRecords, check_files
 from llava_train.config.schema import Config, StageConfig
 from llava_train.data.mixture import passed_over, present_sources
 from llava_train.family.onevision.start import model_faults

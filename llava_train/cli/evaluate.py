@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llava_train.config.evaluate_rules import evaluated_sources
 from llava_train.config.load import load_verb
+from llava_train.config.rules.evaluate import evaluated_sources
 from llava_train.config.schema import EvaluateConfig
 from llava_train.family.onevision.start import open_start
 

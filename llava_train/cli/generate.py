@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from llava_train.cli.chat import Chat, chat
-from llava_train.config.generate_rules import SAMPLING
 from llava_train.config.load import load_verb
+from llava_train.config.rules.generate import SAMPLING
 from llava_train.config.schema import GenerateConfig
 from llava_train.data.prompts import prompt_sample, read_prompts
 from llava_train.family.onevision.start import open_start

@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 
-from llava_train.config.assets import headline, shipped_recipes
+from llava_train.config.shipped_files import headline, shipped_recipes
 from llava_train.config.typed import nearest
 from llava_train.shared.errors import ConfigError, DataError, LostRankError, RunError
 from llava_train.train.launcher import take_local_rank

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from llava_train.config.files import index_folder
 from llava_train.config.gpus import GPUS
 from llava_train.config.load import load
+from llava_train.config.rules.files import index_folder
 from llava_train.config.schema import Config, StageConfig, ZeroConfig
 from llava_train.data.build import build_data
 from llava_train.data.plan import Draws, StagePlan, plan_stage, simulated

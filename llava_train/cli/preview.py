@@ -14,9 +14,9 @@ from typing import TextIO
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.config.files import source_problem
 from llava_train.config.load import load
 from llava_train.config.mixture import SourceConfig
+from llava_train.config.rules.files import source_problem
 from llava_train.config.schema import Config
 from llava_train.data.build import make_encoder
 from llava_train.data.media import make_media_reader

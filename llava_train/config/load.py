@@ -19,10 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llava_train.config.assets import asset, assets_root, shipped_models, shipped_recipes, yaml_files
+from llava_train.config.command_line import CONFIG_DIR, CommandLine, apply, restore, split_words
 from llava_train.config.mixture import read_yaml
-from llava_train.config.overrides import CONFIG_DIR, CommandLine, apply, restore, split_words
-from llava_train.config.rules import judge, judge_verb
+from llava_train.config.rules.run import judge, judge_verb
 from llava_train.config.schema import (
     CompareConfig,
     Config,
@@ -32,6 +31,7 @@ from llava_train.config.schema import (
     GenerateConfig,
     StatusConfig,
 )
+from llava_train.config.shipped_files import asset, assets_root, shipped_models, shipped_recipes, yaml_files
 from llava_train.config.typed import UNSOUND, build, nearest
 from llava_train.shared.errors import ConfigError, Fault
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
-from llava_train.config.assets import shipped_mixtures
 from llava_train.config.paths import Pathname
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig, StageConfig
+from llava_train.config.shipped_files import shipped_mixtures
 from llava_train.config.typed import build, nearest
 from llava_train.records.file_formats import RECORD_SUFFIXES, kind_of, split_of
 from llava_train.shared.errors import ConfigError, Fault

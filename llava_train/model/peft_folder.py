@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from llava_train.config.adapter_rules import INITS
+from llava_train.config.rules.adapter import INITS
 from llava_train.model.hf import export_name
 from llava_train.model.prove import older_module
 from llava_train.model.start_weights import module_name

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from llava_train.batch.packed import PackedBatch, VisualLayout
-from llava_train.config.generate_rules import SAMPLING
+from llava_train.config.rules.generate import SAMPLING
 from llava_train.config.schema import GenerateModel, Precision
 from llava_train.data.collate import collate
 from llava_train.data.encode import EncodedSample, Encoder

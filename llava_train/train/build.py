@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llava_train.config.files import index_folder
+from llava_train.config.rules.files import index_folder
 from llava_train.config.schema import Config
 from llava_train.data import build as data_build
 from llava_train.family.onevision.cost import read_dims

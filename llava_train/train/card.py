@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import metadata_load, try_to_load_from_cache
 from yaml import YAMLError
 
-from llava_train.config.adapter_rules import how_trained
 from llava_train.config.mixture import stage_sources
+from llava_train.config.rules.adapter import how_trained
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.model.card import Card, Origin, Source, card_record, is_hub_name, last_names, render_card
 from llava_train.model.hf import PREPARATION_FILE

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from llava_train.config.compare_rules import PREDICTIONS
+from llava_train.config.rules.compare import PREDICTIONS
 from llava_train.shared.whole_files import whole_lines
 from llava_train.train.figures import told
 from llava_train.train.scoring import Mean, bootstrap, mean_score

@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.evaluate_rules import evaluated_sources
+from llava_train.config.rules.evaluate import evaluated_sources
 from llava_train.config.schema import EvaluateConfig
 from llava_train.config.typed import shown
 from llava_train.shared.console import console

@@ -15,8 +15,8 @@ import torch
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from llava_train.config.adapter_rules import how_trained
 from llava_train.config.fingerprint import dump
+from llava_train.config.rules.adapter import how_trained
 from llava_train.config.schema import Config, StageConfig
 from llava_train.data.build import StageData
 from llava_train.family.onevision.cost import read_dims

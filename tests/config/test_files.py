@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_train.config.files import check_files, count_records
 from llava_train.config.load import load
+from llava_train.config.rules.files import check_files, count_records
 from llava_train.config.schema import Config
 from llava_train.records.file_formats import COUNT_LIMIT
 from llava_train.shared.errors import Fault

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from safetensors.numpy import save_file
 
-from llava_train.config import generate_rules
 from llava_train.config.load import load_verb
+from llava_train.config.rules import generate
 from llava_train.config.schema import GenerateConfig
 from llava_train.shared.errors import ConfigError
 
@@ -59,7 +59,7 @@ def test_a_broken_rule_names_its_key_and_remedy(words, key, remedy):
 
 
 def test_every_bound_has_a_case():
-    bounds = {(name, f"{comparison} {bound}") for name, comparison, bound in generate_rules.BOUNDS}
+    bounds = {(name, f"{comparison} {bound}") for name, comparison, bound in generate.BOUNDS}
     assert bounds
     for name, allowed in bounds - {("temperature", "> 0"), ("top_k", ">= 0")}:
         assert any(key == name and allowed in remedy for _, key, remedy in CASES), name

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from llava_train.config.command_line import split_list
 from llava_train.config.load import load, load_verb
-from llava_train.config.overrides import split_list
 from llava_train.config.schema import GenerateConfig
 from llava_train.shared.errors import ConfigError, Fault
 

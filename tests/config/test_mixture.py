@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from llava_train.config.assets import shipped_mixtures
 from llava_train.config.load import load
 from llava_train.config.mixture import UNRELEASED, SourceConfig, load_mixture, stage_sources
 from llava_train.config.sampling import parse_sampling
+from llava_train.config.shipped_files import shipped_mixtures
 from llava_train.shared.errors import ConfigError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "sampling.json").read_text())["cases"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_train.config.files import count_records
+from llava_train.config.rules.files import count_records
 from llava_train.records.file_formats import kind_of, split_of
 from llava_train.records.picture_folder import read_folder
 from llava_train.records.readers.open import open_source

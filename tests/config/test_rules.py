@@ -5,9 +5,9 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from llava_train.config import rules
 from llava_train.config.load import collect, load
-from llava_train.config.rules import judge
+from llava_train.config.rules import run
+from llava_train.config.rules.run import judge
 from llava_train.config.schema import Config, ImageConfig, ModelConfig
 
 
@@ -164,7 +164,7 @@ def test_a_broken_rule_names_its_key_and_remedy(sound, values, key, remedy):
 
 def test_every_bound_and_rule_has_a_case(sound):
     named = {key for _, key, _ in CASES}
-    bounds = [key for key, *_ in rules.CONFIG_BOUNDS] + [f"{STAGE}.{key}" for key, *_ in rules.STAGE_BOUNDS]
+    bounds = [key for key, *_ in run.CONFIG_BOUNDS] + [f"{STAGE}.{key}" for key, *_ in run.STAGE_BOUNDS]
     assert bounds
     assert set(bounds) <= named
 
@@ -193,7 +193,7 @@ def test_a_rule_is_judged_beside_a_fault_elsewhere_and_passed_over_where_its_own
 )
 @pytest.mark.parametrize("spec", [None, ModuleSpec("a_folder", None)])
 def test_a_tracker_that_is_not_installed_is_a_fault(sound, monkeypatch, tracker, remedy, spec):
-    monkeypatch.setattr(rules, "find_spec", lambda name: spec)
+    monkeypatch.setattr(run, "find_spec", lambda name: spec)
     [fault] = judge(broken(sound, log__trackers=[tracker]), complete=True)
     assert (fault.key, fault.problem) == ("log.trackers", f"{tracker} is not installed")
     assert fault.remedy == remedy + "leave it out: log.trackers=[]"

@@ -10,7 +10,7 @@ from original_format import source_model, write_full, write_tower
 from stage_folders import write_stage
 
 from llava_train.cli.main import VERBS, main
-from llava_train.config.assets import shipped_recipes
+from llava_train.config.shipped_files import shipped_recipes
 from llava_train.model.tiny import byte_tokenizer, make_tiny
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llava_train.config.assets import headline, shipped_recipes
-from llava_train.config.files import check_files
 from llava_train.config.load import load
+from llava_train.config.rules.files import check_files
+from llava_train.config.shipped_files import headline, shipped_recipes
 from llava_train.family.onevision.start import model_faults
 
 REAL = ("projector_stage", "mid_stage", "final_image_stage", "ov_stage", "all_stages")

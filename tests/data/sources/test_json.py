@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from llava_train.config.files import count_records
+from llava_train.config.rules.files import count_records
 from llava_train.records.readers import json_list
 from llava_train.records.readers.open import open_source, record_of
 from llava_train.records.record import BadRecord

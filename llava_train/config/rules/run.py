@@ -7,13 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llava_train.config import adapter_rules
-from llava_train.config.bounds import Bound, bounded
-from llava_train.config.compare_rules import COMPARE_RULES
-from llava_train.config.evaluate_rules import EVALUATE_RULES
-from llava_train.config.generate_rules import GENERATE_RULES
 from llava_train.config.gpus import GPUS
 from llava_train.config.mixture import READABLE, is_readable
+from llava_train.config.rules import adapter
+from llava_train.config.rules.bounds import Bound, bounded
+from llava_train.config.rules.compare import COMPARE_RULES
+from llava_train.config.rules.evaluate import EVALUATE_RULES
+from llava_train.config.rules.generate import GENERATE_RULES
+from llava_train.config.rules.stage import STAGE_BOUNDS, STAGE_RULES
 from llava_train.config.schema import (
     CompareConfig,
     Config,
@@ -24,7 +25,6 @@ from llava_train.config.schema import (
     StageConfig,
     StatusConfig,
 )
-from llava_train.config.stage_rules import STAGE_BOUNDS, STAGE_RULES
 from llava_train.config.typed import nearest, shown
 from llava_train.records.file_formats import RECORD_SUFFIXES, split_of
 from llava_train.shared.errors import Fault
@@ -285,7 +285,7 @@ RULES: tuple[Rule, ...] = (
     stages_not_empty,
     model_has_a_start,
     checkpoint_template_has_a_checkpoint,
-    *adapter_rules.RULES,
+    *adapter.RULES,
     geometry_of_a_checkpoint,
     attention_fits_precision,
     data_file_is_readable,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llava_train.config.bounds import Bound, bounded
-from llava_train.config.files import source_problem
-from llava_train.config.generate_rules import adapter_is_a_folder, has_a_start
 from llava_train.config.mixture import READABLE, SourceConfig, file_sources, is_readable
+from llava_train.config.rules.bounds import Bound, bounded
+from llava_train.config.rules.files import source_problem
+from llava_train.config.rules.generate import adapter_is_a_folder, has_a_start
 from llava_train.config.schema import EvaluateConfig
 from llava_train.shared.errors import ConfigError, Fault
 

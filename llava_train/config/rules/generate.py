@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from llava_train.config.bounds import Bound, bounded
+from llava_train.config.rules.bounds import Bound, bounded
 from llava_train.config.schema import EvaluateConfig, GenerateConfig
 from llava_train.config.typed import shown
 from llava_train.records.file_formats import JSON_SUFFIXES

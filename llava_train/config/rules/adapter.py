@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import get_type_hints
 
-from llava_train.config.bounds import Bound, bounded
+from llava_train.config.rules.bounds import Bound, bounded
 from llava_train.config.schema import Config, LearningRates, LoraConfig, StageConfig
 from llava_train.config.typed import unknown
 from llava_train.shared.errors import Fault

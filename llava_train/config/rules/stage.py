@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llava_train.config import adapter_rules
-from llava_train.config.bounds import Bound
+from llava_train.config.rules import adapter
+from llava_train.config.rules.bounds import Bound
 from llava_train.config.schema import StageConfig
 from llava_train.shared.errors import Fault
 
@@ -126,5 +126,5 @@ STAGE_RULES: tuple[StageRule, ...] = (
     grid_fits_mode,
     plain_template_has_no_rules,
     template_has_one_label_rule,
-    *adapter_rules.STAGE_RULES,
+    *adapter.STAGE_RULES,
 )
