@@ -62,8 +62,8 @@ def stage_parts(folder: Path):
     from llava_train.data.indexing import Reading
     from llava_train.data.media import make_media_reader
     from llava_train.family.onevision.geometry import Geometry
-    from llava_train.family.onevision.tokens import prepare_tokenizer
     from llava_train.records.readers.open import open_source
+    from llava_train.text.placeholders import prepare_tokenizer
 
     config = load(["+recipe=ov_stage", "data.sizes=records", f"data.root={folder}"])
     name, stage = next(iter(config.stages.items()))

@@ -30,11 +30,11 @@ from transformers import LlavaOnevisionConfig
 from llava_train.config.schema import VideoConfig
 from llava_train.data.simulate import KINDS, LEAST_SIDE, Kind
 from llava_train.family.onevision.cost import KNOWN, ModelDims
-from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.card import Card
 from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_checkpoint
 from llava_train.model.tensorfile import Spec
 from llava_train.model.tiny import byte_tokenizer, tiny_config
+from llava_train.text.placeholders import add_tags
 
 FOLDER = Path(__file__).parent / "cache"
 SAMPLES = 320

@@ -39,10 +39,10 @@ from llava_train.data.collate import collate
 from llava_train.data.encode import EncodedSample, Encoder, text_tokenizer
 from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.family.onevision.geometry import make_geometry
-from llava_train.family.onevision.template import make_template
-from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.attention import PACKED, Documents, register
 from llava_train.model.loss import make_loss
+from llava_train.text.named_templates import make_template
+from llava_train.text.placeholders import add_tags
 
 PARTS = ("vision_tower", "language_model")
 TILE, PATCH = 32, 8

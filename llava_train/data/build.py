@@ -25,7 +25,6 @@ from llava_train.data.mixture import present_sources
 from llava_train.data.packing import Budget, PackSizes, SampleSizes
 from llava_train.data.sampler import OnceOrder, Order, make_order
 from llava_train.data.view import Samples, Source, refusal
-from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.cost import ModelDims, sample_cost
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
@@ -34,6 +33,7 @@ from llava_train.records.readers.open import open_source
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.child_processes import follow_parent, shielded
 from llava_train.shared.errors import ConfigError, DataError
+from llava_train.text.checkpoint_template import stage_template
 
 HELD_OUT_BATCH = 256  # held-out samples that are packed together
 

@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.data.sample import Sample
-from llava_train.family.onevision.template import MediumKind, Piece, Template, TemplateError, media_tags
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
+from llava_train.text.base import MediumKind, Piece, Template, TemplateError
+from llava_train.text.media_tags import media_tags
 
 _TAGS: dict[MediumKind, str] = {"image": IMAGE_TAG, "video": VIDEO_TAG}
 _Span = MediumKind | tuple[list[int], list[int]] | None  # a medium, ids and labels of a text, or the end of an answer

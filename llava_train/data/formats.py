@@ -15,7 +15,6 @@ from typing import Any
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import DataConfig
 from llava_train.data.sample import Role, Sample, Turn
-from llava_train.family.onevision.template import ANSWERS
 from llava_train.records.chat_messages import from_messages, with_one_name
 from llava_train.records.fields import is_learned, refuse_fields, system_text
 from llava_train.records.lost_media import refuse_lost
@@ -23,6 +22,7 @@ from llava_train.records.media_file import MediaFile, PackedFile
 from llava_train.records.media_paths import inside
 from llava_train.records.record import BadRecord
 from llava_train.shared.errors import DataError, cut_short
+from llava_train.text.base import ANSWERS
 
 ID_SHOWN = 200  # characters of an id that messages repeat
 ROLES: dict[str, Role] = {

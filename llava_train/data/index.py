@@ -18,10 +18,10 @@ import pyarrow as pa
 from llava_train.data.formats import record_name
 from llava_train.data.held_out import Pictures, same_content
 from llava_train.data.media import MediumSize
-from llava_train.family.onevision.template import MediumKind
 from llava_train.records.readers.open import Raw, record_of
 from llava_train.shared.errors import DataError
 from llava_train.shared.json_files import read_json
+from llava_train.text.base import MediumKind
 
 REFUSED = -1  # text tokens of a record that makes no sample
 KINDS: tuple[MediumKind, ...] = ("image", "video")

@@ -25,9 +25,10 @@ from llava_train.data.media import MediaReader
 from llava_train.data.mixture import sampled_records
 from llava_train.data.sample import Sample
 from llava_train.data.sample_notes import NAMED, note_line, note_of
-from llava_train.family.onevision.chat import CheckpointTemplate
-from llava_train.family.onevision.template import Template, media_tags, rendered_by_template
 from llava_train.shared.errors import DataError
+from llava_train.text.base import Template
+from llava_train.text.checkpoint_template import CheckpointTemplate
+from llava_train.text.media_tags import media_tags, rendered_by_template
 
 SUPERVISED, MEDIUM = "bold green", "bold magenta"
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from llava_train.family.onevision.template import MediumKind, TemplateError, media_order
 from llava_train.records.media_file import MediaFile
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import DataError
+from llava_train.text.base import MediumKind, TemplateError
+from llava_train.text.media_tags import media_order
 
 Role = Literal["system", "human", "gpt", "given"]  # given: an answer that is read and not learned
 

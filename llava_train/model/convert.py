@@ -13,8 +13,6 @@ import torch
 from transformers import AutoTokenizer, LlavaOnevisionConfig, PreTrainedTokenizerBase
 
 from llava_train.config.schema import ConvertConfig, VideoConfig
-from llava_train.family.onevision.template import TemplateName
-from llava_train.family.onevision.tokens import add_tags
 from llava_train.model.card import Card, last_names, without_paths
 from llava_train.model.hf import RELEASED, Preparation, checkpoint_geometry, expected_specs, write_checkpoint
 from llava_train.model.original import (
@@ -44,6 +42,8 @@ from llava_train.model.trainable import PARTS
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.files import read_object
+from llava_train.text.base import TemplateName
+from llava_train.text.placeholders import add_tags
 
 NEWLINE_SEED = 0
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")

@@ -17,14 +17,16 @@ import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_train.config.schema import StageConfig, VideoConfig
-from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry, make_geometry
 from llava_train.family.onevision.processor import aspect_ratio, processor_files
 from llava_train.family.onevision.start import open_start
-from llava_train.family.onevision.template import TagPolicy, TemplateName, chat_name, chat_template
 from llava_train.model.card import Card, card_record, render_card
 from llava_train.model.tensorfile import Spec, bytes_of, write_tensors
 from llava_train.shared.json_files import read_json, to_json
+from llava_train.text.base import TagPolicy, TemplateName
+from llava_train.text.chat_template import chat_template
+from llava_train.text.checkpoint_template import stage_template
+from llava_train.text.named_templates import chat_name
 
 MAX_SHARD_BYTES = 5_000_000_000
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"

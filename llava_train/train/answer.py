@@ -23,14 +23,14 @@ from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.media import Limits, MediaReader
 from llava_train.data.sample import Sample
 from llava_train.data.video import VideoReader
-from llava_train.family.onevision.chat import stage_template
-from llava_train.family.onevision.template import chat_name
 from llava_train.model.adapter import attach_adapter
 from llava_train.model.build import DTYPES, load_checkpoint
 from llava_train.model.generate import generate
 from llava_train.model.hf import read_preparation
 from llava_train.model.onevision import PackedForward
 from llava_train.shared.errors import ConfigError, DataError, Fault
+from llava_train.text.checkpoint_template import stage_template
+from llava_train.text.named_templates import chat_name
 
 NO_LIMIT = 2**31  # prompts are refused by no length: the answer is what a user waits for
 MAX_PIXELS = 2**30 // 6  # Pillow's own limit before it warns of a decompression bomb

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from llava_train.cli.main import main
 from llava_train.data.sample import Sample
-from llava_train.family.onevision.template import chat_template
 from llava_train.model.tiny import make_tiny
 from llava_train.records.media_file import PackedFile
+from llava_train.text.chat_template import chat_template
 from llava_train.train.evaluate import Prediction
 from llava_train.train.figures import Said, rows
 from llava_train.train.page import Page

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from llava_train.family.onevision.tokens import prepare_tokenizer
 from llava_train.records.media_file import MediaFile, PackedFile
+from llava_train.text.placeholders import prepare_tokenizer
 
 
 @pytest.fixture(scope="session")

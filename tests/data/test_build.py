@@ -31,8 +31,8 @@ from llava_train.data import indexing
 from llava_train.data.build import build_data
 from llava_train.family.onevision.cost import KNOWN
 from llava_train.family.onevision.geometry import make_geometry
-from llava_train.family.onevision.template import chat_template
 from llava_train.shared.errors import DataError
+from llava_train.text.chat_template import chat_template
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 IMAGE = ImageConfig("anyres", [[1, 1], [1, 2], [2, 1], [2, 2]], 9)

@@ -13,9 +13,10 @@ from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.data.encode import Encoder
 from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.data.sample import Sample
-from llava_train.family.onevision.template import chat_template, make_template
-from llava_train.family.onevision.tokens import prepare_tokenizer
 from llava_train.shared.errors import DataError
+from llava_train.text.chat_template import chat_template
+from llava_train.text.named_templates import make_template
+from llava_train.text.placeholders import prepare_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGE, VIDEO = 151646, 151647

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.data.encode import Encoder
 from llava_train.data.formats import MediaRoots, to_sample
-from llava_train.family.onevision.chat import stage_template
-from llava_train.family.onevision.template import chat_template
-from llava_train.family.onevision.tokens import prepare_tokenizer
+from llava_train.text.chat_template import chat_template
+from llava_train.text.checkpoint_template import stage_template
+from llava_train.text.placeholders import prepare_tokenizer
 
 LLAMA = Path(__file__).parents[1] / "golden" / "llama_tiny_tokenizer"
 LAYOUTS = {"image": VisualLayout("square", 8, 8, (1, 1), 1, 3), "video": VisualLayout("video", 8, 8, (2, 1), 2, 5)}

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.data.encode import Encoder
 from llava_train.data.sample import Sample, Turn
-from llava_train.family.onevision.chat import stage_template
-from llava_train.family.onevision.tokens import prepare_tokenizer
 from llava_train.shared.errors import DataError
+from llava_train.text.checkpoint_template import stage_template
+from llava_train.text.placeholders import prepare_tokenizer
 
 LLAMA = Path(__file__).parents[1] / "golden" / "llama_tiny_tokenizer"
 TOKENS = 5  # of each medium

@@ -13,12 +13,12 @@ import pytest
 from llava_train.data.encode import Encoder
 from llava_train.data.formats import MediaRoots, to_sample
 from llava_train.data.sample import Turn
-from llava_train.family.onevision.chat import stage_template
-from llava_train.family.onevision.template import chat_template
 from llava_train.records.readers.open import open_source, record_of
 from llava_train.records.record import BadRecord
 from llava_train.records.tables import read_table
 from llava_train.shared.errors import DataError
+from llava_train.text.chat_template import chat_template
+from llava_train.text.checkpoint_template import stage_template
 from llava_train.train.questions import read_questions
 
 ROOTS = MediaRoots(Path("media"), outside=True)

@@ -29,12 +29,14 @@ from llava_train.data.formats import MediaRoots, to_answered, to_sample
 from llava_train.data.media import Limits, MediaReader, MediumSize
 from llava_train.data.sample import Sample, Turn
 from llava_train.data.video import VideoReader
-from llava_train.family.onevision.chat import stage_template
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.family.onevision.template import PlainTemplate, chat_template, media_tags, normalise_tags
-from llava_train.family.onevision.tokens import add_tags
 from llava_train.records.fields import LEARNED_KEYS, RECORD_KEYS, REFUSED
 from llava_train.shared.errors import DataError
+from llava_train.text.chat_template import chat_template
+from llava_train.text.checkpoint_template import stage_template
+from llava_train.text.media_tags import media_tags, normalise_tags
+from llava_train.text.placeholders import add_tags
+from llava_train.text.plain import PlainTemplate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NO_LIMIT = 10**6

@@ -24,8 +24,8 @@ from llava_train.data.indexing import Reading, load_index
 from llava_train.data.media import Limits, MediaReader
 from llava_train.data.video import VideoReader
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.family.onevision.template import make_template
 from llava_train.records.readers.open import open_source
+from llava_train.text.named_templates import make_template
 
 KILLED = 10
 MAKER = """
@@ -48,7 +48,7 @@ def made(file: Path, cache: Path, num_workers: int = 0, tokenizer=None) -> Index
     if tokenizer is None:
         from transformers import AutoTokenizer
 
-        from llava_train.family.onevision.tokens import prepare_tokenizer
+        from llava_train.text.placeholders import prepare_tokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "golden" / "qwen2_tokenizer")
         prepare_tokenizer(tokenizer, 151646, 151647)

@@ -9,11 +9,13 @@ import pytest
 from chat_templates import RELEASED, message
 from transformers import AutoTokenizer
 
-from llava_train.family.onevision.chat import CheckpointTemplate, read_chat_template, stage_template
-from llava_train.family.onevision.template import TemplateError, chat_template, make_template
 from llava_train.model.tiny import byte_tokenizer, make_tiny
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError
+from llava_train.text.base import TemplateError
+from llava_train.text.chat_template import chat_template
+from llava_train.text.checkpoint_template import CheckpointTemplate, read_chat_template, stage_template
+from llava_train.text.named_templates import make_template
 
 BOTH = {IMAGE_TAG: "image", VIDEO_TAG: "video"}
 ENDS = ("<|im_start|>", "<|im_end|>", "<image>", "<video>", "</s>", "<s>")

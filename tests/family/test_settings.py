@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from llava_train.config.schema import ModelConfig
 from llava_train.family.onevision.settings import OneVisionSettings, read_model
-from llava_train.family.onevision.tokens import prepare_tokenizer
 from llava_train.shared.errors import ConfigError
+from llava_train.text.placeholders import prepare_tokenizer
 
 QWEN2 = Path(__file__).parents[1] / "golden" / "qwen2_tokenizer"
 TOWER = {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8}

@@ -10,17 +10,12 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llava_train.family.onevision.template import (
-    VICUNA_SYSTEM,
-    TemplateError,
-    chat_template,
-    make_template,
-    media_order,
-    media_tags,
-    normalise_tags,
-    rendered_by_template,
-)
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
+from llava_train.text.base import TemplateError
+from llava_train.text.chat_template import chat_template
+from llava_train.text.media_tags import media_order, media_tags, normalise_tags, rendered_by_template
+from llava_train.text.named_templates import make_template
+from llava_train.text.vicuna import VICUNA_SYSTEM
 
 NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
 ROLES = {name: role for role, name in NAMES.items()}

@@ -20,11 +20,11 @@ from llava_train.batch.packed import VisualLayout
 from llava_train.cli.main import main
 from llava_train.config.schema import GenerateModel, VideoConfig
 from llava_train.data.sample import Sample, Turn
-from llava_train.family.onevision.tokens import add_tags
 from llava_train.model import hf
 from llava_train.model.build import load_checkpoint
 from llava_train.model.hf import Preparation, checkpoint_geometry, export_name, read_preparation, write_checkpoint
 from llava_train.model.tiny import tiny_config, tiny_model
+from llava_train.text.placeholders import add_tags
 from llava_train.train.answer import Answerer
 
 GOLDEN = Path(__file__).parents[1] / "golden"

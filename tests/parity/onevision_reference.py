@@ -18,7 +18,7 @@ from llava_train.data.encode import EncodedSample, Encoder
 from llava_train.data.image import to_square, to_tiles
 from llava_train.data.sample import Sample, Turn
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.family.onevision.template import make_template
+from llava_train.text.named_templates import make_template
 
 
 @dataclass(frozen=True)

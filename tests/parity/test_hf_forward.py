@@ -7,7 +7,7 @@ import pytest
 import torch
 from onevision_reference import KINDS, MIXED, SEVERAL, SINGLE, TEXT, VIDEO, Case
 
-from llava_train.family.onevision.template import chat_template
+from llava_train.text.chat_template import chat_template
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 HEIGHTS = (28, 28, 56, 84, 42, 10, 1, 1, 90, 17, 91, 40, 300, 20, 64, 48, 200, 133, 77, 51, 251, 37, 99)

@@ -10,14 +10,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from llava_train.config.schema import ModelConfig
-from llava_train.family.onevision.chat import read_chat_template
 from llava_train.family.onevision.cost import KNOWN, ModelDims, join_dims, read_dims
-from llava_train.family.onevision.start import TAGS, open_start, open_starts, rows_faults
-from llava_train.family.onevision.tokens import add_tags, prepare_tokenizer
+from llava_train.family.onevision.start import open_start, open_starts, rows_faults
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.find import is_hub_name
 from llava_train.start_folder.read import Start
+from llava_train.text.checkpoint_template import read_chat_template
+from llava_train.text.placeholder_ids import TAGS
+from llava_train.text.placeholders import add_tags, prepare_tokenizer
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what transformers raises on odd files
 

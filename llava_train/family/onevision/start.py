@@ -7,23 +7,22 @@ same rules, as far as its files are here.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
 
 from llava_train.config.schema import Config, ModelConfig
-from llava_train.family.onevision.template import NamedTemplate, TemplateName, make_template
-from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.find import TINY, folder_here, has_all_weights, is_hub_name, local_folder
 from llava_train.start_folder.read import Start, read_start
+from llava_train.text.base import NamedTemplate, TemplateName
+from llava_train.text.named_templates import make_template
+from llava_train.text.placeholder_ids import TAGS, index_of, tag_fault
 
 MODEL_TYPE = "llava_onevision"
 ORIGINAL = "mm_vision_tower"  # in the config.json of a checkpoint of the original trainer
 LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral")  # Qwen2.5 is a qwen2, Vicuna a llama
 TOWERS = ("siglip", "siglip_vision_model")  # fixed-resolution SigLIP2 checkpoints are of these types as well
-TAGS = (IMAGE_TAG, VIDEO_TAG)
-DEFAULT_IDS = {IMAGE_TAG: 151646, VIDEO_TAG: 151647}  # of transformers, where config.json names none
 # tokens that a start need not have rows for: a language model alone gets those of the tags that it lacks
 OWN_ROWS: dict[str, tuple[str, ...]] = {"model.init": (), "model.language_model": TAGS, "model.vision_tower": ()}
 _RATIO = re.compile(r"anyres_max_\d+")
@@ -79,27 +78,13 @@ def _judged(key: str, name: str, folder: Path) -> tuple[Start, list[Fault]]:
 
 def rows_faults(start: Start, num_tokens: int) -> list[Fault]:
     """More tokens than embedding rows. num_tokens: those of the tokenizer that get no rows of their own."""
-    tags = (start.config.get(_index_of(tag), 0) for tag in TAGS)
+    tags = (start.config.get(index_of(tag), 0) for tag in TAGS)
     needed = max(num_tokens, *(tag + 1 for tag in tags if isinstance(tag, int)))
     if start.rows is None or needed <= start.rows:
         return []
     problem = f"{start.name}: its tokenizer has {needed:,} tokens, its embedding {start.rows:,} rows"
     remedy = f"use the tokenizer that belongs to it, or add rows: resize_token_embeddings({needed}) in transformers"
     return [Fault(start.key, problem, remedy)]
-
-
-def tag_fault(tag: str, found: int | None, config: Mapping[str, Any]) -> Fault | None:
-    """Where config.json gives `<image>` or `<video>` another id than the tokenizer, which is `found`."""
-    name = _index_of(tag)
-    if (wanted := config.get(name, DEFAULT_IDS[tag])) == found:
-        return None
-    problem = f"the tokenizer's {tag} has id {found}, config.json says {name} = {wanted}"
-    return Fault("model.init", problem, f"write {name} = {found} there, or use the tokenizer that belongs to the model")
-
-
-def _index_of(tag: str) -> str:
-    """The entry of config.json with the id of `<image>` or `<video>`."""
-    return f"{tag.strip('<>')}_token_index"
 
 
 def checkpoint_fault(path: str, config: dict[str, Any]) -> Fault | None:
@@ -214,7 +199,7 @@ def _chat_faults(config: Config, start: Start) -> list[Fault | None]:
         return []
     from transformers import AutoTokenizer
 
-    from llava_train.family.onevision.chat import read_chat_template, stage_template
+    from llava_train.text.checkpoint_template import read_chat_template, stage_template
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(start.folder, trust_remote_code=False)

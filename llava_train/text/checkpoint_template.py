@@ -16,7 +16,9 @@ from jinja2 import TemplateError as JinjaError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llava_train.family.onevision.template import (
+from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
+from llava_train.shared.errors import ConfigError, Fault
+from llava_train.text.base import (
     ROLE_NAMES,
     LabelRule,
     MediumKind,
@@ -26,13 +28,10 @@ from llava_train.family.onevision.template import (
     TemplateError,
     TemplateName,
     TurnText,
-    make_template,
-    normalise_tags,
-    split_at_tags,
     unanswered,
 )
-from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
-from llava_train.shared.errors import ConfigError, Fault
+from llava_train.text.media_tags import normalise_tags, split_at_tags
+from llava_train.text.named_templates import make_template
 
 _Form = Literal["parts", "text"]  # what a template takes as `content`: a list of parts, or one text
 _WORD, _ANSWERS = "probe", ("1", "2")  # written to learn the form of a template

@@ -5,9 +5,9 @@ from __future__ import annotations
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.family.onevision.start import tag_fault
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError
+from llava_train.text.placeholder_ids import tag_fault
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, image_token_id: int, video_token_id: int) -> None:
