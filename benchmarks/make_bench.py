@@ -28,8 +28,8 @@ from PIL import Image
 from transformers import LlavaOnevisionConfig
 
 from llava_train.config.schema import VideoConfig
+from llava_train.costs.dims import KNOWN, ModelDims
 from llava_train.data.simulate import KINDS, LEAST_SIDE, Kind
-from llava_train.family.onevision.cost import KNOWN, ModelDims
 from llava_train.model.card import Card
 from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_checkpoint
 from llava_train.model.tensorfile import Spec

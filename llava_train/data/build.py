@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from llava_train.config.schema import DataConfig, EvaluationConfig, StageConfig, TooLong
+from llava_train.costs.dims import ModelDims
+from llava_train.costs.flops import sample_cost
 from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_tensors
 from llava_train.data.encode import Encoder, text_tokenizer
 from llava_train.data.formats import media_roots
@@ -25,7 +27,6 @@ from llava_train.data.mixture import present_sources
 from llava_train.data.packing import Budget, PackSizes, SampleSizes
 from llava_train.data.sampler import OnceOrder, Order, make_order
 from llava_train.data.view import Samples, Source, refusal
-from llava_train.family.onevision.cost import ModelDims, sample_cost
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
 from llava_train.records.identity import Known, known

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from llava_train.config.schema import StageConfig
+from llava_train.costs.dims import ModelDims
+from llava_train.costs.flops import SampleCost, needed_cost, sample_cost
+from llava_train.costs.memory import recomputed_layers
 from llava_train.data.packing import PackSizes, SampleSizes
 from llava_train.data.sampler import Order, make_order
 from llava_train.data.simulate import KINDS, simulate
-from llava_train.family.onevision.cost import ModelDims, SampleCost, needed_cost, sample_cost
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.family.onevision.memory import recomputed_layers
 
 COMPARED = (8, 64, 128, 512)  # ranks, beside those asked for
 LONGEST = 3  # samples that are named

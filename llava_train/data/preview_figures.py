@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from llava_train.config.schema import PackConfig, StageConfig
+from llava_train.costs.dims import ModelDims
+from llava_train.costs.flops import sample_cost
 from llava_train.data.packing import PackSizes
 from llava_train.data.sampler import make_order
 from llava_train.data.survey import Size, Survey
-from llava_train.family.onevision.cost import ModelDims, sample_cost
 from llava_train.shared.html import escaped
 
 BINS = 24  # bars of the lengths, at most

@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_train.batch.packed import VisualLayout
 from llava_train.config.schema import StageConfig
+from llava_train.costs.dims import ModelDims
 from llava_train.data.encode import EncodedSample
 from llava_train.data.preview import Run, Shown, medium_words, runs
 from llava_train.data.preview_figures import lengths, mixture_table, packs
 from llava_train.data.survey import KINDS, Kind, Survey, kind_of
-from llava_train.family.onevision.cost import ModelDims
 from llava_train.shared.errors import DataError
 from llava_train.shared.html import data_uri, escaped
 

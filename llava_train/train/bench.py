@@ -1,6 +1,6 @@
 """The speed of a stage's step: engine, data and step of a run, in steady state. Nothing is written but indexes.
 
-Enters: a configuration. Leaves: a `Speed`. FLOPs are those of `family/onevision/cost.py`, of the work that is needed
+Enters: a configuration. Leaves: a `Speed`. FLOPs are those of `costs/flops.py`, of the work that is needed
 (MFU), or of what is computed again too (HFU), against what this machine's matrix products reach at the
 model's own shapes, and against the GPU's data sheet where it is known.
 """
@@ -20,9 +20,10 @@ import torch
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.gpus import GPUS
 from llava_train.config.schema import BenchConfig, Config
+from llava_train.costs.dims import ModelDims, read_dims
+from llava_train.costs.flops import SampleCost, needed_cost, sample_cost
+from llava_train.costs.memory import activations, states
 from llava_train.data.dataset import StepBatches
-from llava_train.family.onevision.cost import ModelDims, SampleCost, needed_cost, read_dims, sample_cost
-from llava_train.family.onevision.memory import activations, states
 from llava_train.model.build import DTYPES
 from llava_train.model.products import lacks_bf16
 from llava_train.shared.host_memory import peak_memory, restart_peak
@@ -60,7 +61,7 @@ class Speed:
     seconds_per_step: float
     parts: dict[str, float]  # seconds of a step by part, measured in further steps
     peak_memory: int  # bytes, of the fullest rank
-    planned_memory: float  # bytes that family/onevision/memory.py expects of it, on a GPU
+    planned_memory: float  # bytes that costs/memory.py expects of it, on a GPU
     loss: float  # of the last step
 
 

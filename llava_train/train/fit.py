@@ -23,8 +23,9 @@ import torch
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import StageConfig
-from llava_train.family.onevision.cost import ModelDims, Recomputed
-from llava_train.family.onevision.memory import RESERVED, activations, states
+from llava_train.costs.dims import ModelDims
+from llava_train.costs.flops import Recomputed
+from llava_train.costs.memory import RESERVED, activations, states
 from llava_train.shared.errors import RunError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json

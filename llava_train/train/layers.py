@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.schema import StageConfig
-from llava_train.family.onevision.cost import ModelDims, Recomputed
-from llava_train.family.onevision.memory import recomputed_layers
+from llava_train.costs.dims import ModelDims
+from llava_train.costs.flops import Recomputed
+from llava_train.costs.memory import recomputed_layers
 from llava_train.model.fused import compile_gates
 from llava_train.shared.host_memory import available_memory
 from llava_train.train.distributed import Ranks

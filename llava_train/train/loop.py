@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from llava_train.config.fingerprint import dump
 from llava_train.config.rules.adapter import how_trained
 from llava_train.config.schema import Config, StageConfig
+from llava_train.costs.dims import read_dims
 from llava_train.data.build import StageData
-from llava_train.family.onevision.cost import read_dims
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.adapter import inject, saved_modules
 from llava_train.model.build import DTYPES, LoadedModel

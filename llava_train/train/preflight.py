@@ -20,7 +20,7 @@ import llava_train
 from llava_train.config.fingerprint import PACKAGES, dump
 from llava_train.config.mixture import stage_sources
 from llava_train.config.schema import Config
-from llava_train.family.onevision.memory import num_trained, states
+from llava_train.costs.memory import num_trained, states
 from llava_train.family.onevision.settings import model_dims
 from llava_train.model.build import resolve_init
 from llava_train.records.file_formats import shards, split_of

@@ -27,9 +27,9 @@ from llava_train.config.schema import (
     VideoConfig,
     ZeroConfig,
 )
+from llava_train.costs.dims import KNOWN
 from llava_train.data import indexing
 from llava_train.data.build import build_data
-from llava_train.family.onevision.cost import KNOWN
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.shared.errors import DataError
 from llava_train.text.chat_template import chat_template

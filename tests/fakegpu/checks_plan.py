@@ -20,9 +20,10 @@ from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.load import load
 from llava_train.config.schema import LoraConfig, StageConfig, ZeroConfig
-from llava_train.family.onevision.cost import KNOWN, ModelDims, Recomputed, read_dims, sample_cost
+from llava_train.costs.dims import KNOWN, ModelDims, read_dims
+from llava_train.costs.flops import Recomputed, sample_cost
+from llava_train.costs.memory import activations
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.family.onevision.memory import activations
 from llava_train.model.hf import checkpoint_geometry
 
 STAGE = replace(load(["+recipe=ov_stage"]).stages["onevision"], zero=ZeroConfig(2, False, False))  # all parts train

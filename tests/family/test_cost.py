@@ -12,8 +12,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, Sigl
 
 from llava_train.config.load import load
 from llava_train.config.schema import StageConfig, ZeroConfig
-from llava_train.family.onevision.cost import ATTENTION_BACKWARD, KNOWN, Recomputed, join_dims, sample_cost
-from llava_train.family.onevision.memory import (
+from llava_train.costs.dims import KNOWN, join_dims
+from llava_train.costs.flops import ATTENTION_BACKWARD, Recomputed, sample_cost
+from llava_train.costs.memory import (
     FILLED,
     RESERVED,
     activations,

@@ -10,7 +10,7 @@ import torch
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import LearningRates
-from llava_train.family.onevision.cost import Recomputed
+from llava_train.costs.flops import Recomputed
 from llava_train.model.hf import checkpoint_geometry
 from llava_train.model.onevision import PackedForward
 from llava_train.model.trainable import set_trainable

@@ -8,7 +8,8 @@ import pytest
 
 from llava_train.cli.main import main
 from llava_train.config.load import load
-from llava_train.family.onevision.cost import KNOWN, sample_cost
+from llava_train.costs.dims import KNOWN
+from llava_train.costs.flops import sample_cost
 from llava_train.train.bench import products_of
 
 

@@ -8,7 +8,7 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.family.onevision.cost import Recomputed
+from llava_train.costs.flops import Recomputed
 from llava_train.model.hf import checkpoint_geometry
 from llava_train.model.onevision import PackedForward
 from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model

@@ -10,7 +10,8 @@ from test_step import ALONE, make_batch
 
 from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.config.load import load
-from llava_train.family.onevision.cost import Recomputed, read_dims
+from llava_train.costs.dims import read_dims
+from llava_train.costs.flops import Recomputed
 from llava_train.model.tiny import byte_tokenizer, tiny_config
 from llava_train.shared.errors import RunError
 from llava_train.train.fit import Fit, PackTooLarge

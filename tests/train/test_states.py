@@ -6,8 +6,8 @@ import pytest
 
 from llava_train.config.load import load
 from llava_train.config.schema import ZeroConfig
-from llava_train.family.onevision.cost import KNOWN
-from llava_train.family.onevision.memory import BUCKET, num_trained, states
+from llava_train.costs.dims import KNOWN
+from llava_train.costs.memory import BUCKET, num_trained, states
 
 SEVEN = KNOWN["Qwen/Qwen2-7B-Instruct"]
 WEIGHTS = 2 * 1024 * 2048  # of states_worker.py's module

@@ -6,7 +6,7 @@ import pytest
 import traffic_worker
 
 from llava_train.config.gpus import GPUS
-from llava_train.family.onevision.traffic import REACHED, Traffic, Weights, traffic
+from llava_train.costs.collectives import REACHED, Traffic, Weights, traffic
 
 LAYER = traffic_worker.WIDTH**2
 TOY = Weights(traffic_worker.LAYERS * LAYER, (traffic_worker.LAYERS - 1) * LAYER, (traffic_worker.LAYERS - 1) * LAYER)

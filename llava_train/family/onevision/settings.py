@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from llava_train.config.schema import ModelConfig
-from llava_train.family.onevision.cost import KNOWN, ModelDims, join_dims, read_dims
+from llava_train.costs.dims import KNOWN, ModelDims, join_dims, read_dims
 from llava_train.family.onevision.start import open_start, open_starts, rows_faults
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault

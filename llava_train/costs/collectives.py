@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from llava_train.config.gpus import Gpu
 from llava_train.config.schema import StageConfig
-from llava_train.family.onevision.cost import ModelDims
-from llava_train.family.onevision.memory import LIVE, num_parameters, num_trained
+from llava_train.costs.dims import ModelDims
+from llava_train.costs.memory import LIVE, num_parameters, num_trained
 
 NODE = 8  # GPUs of a node, each with a network card of its own
 REACHED = 0.8  # of a link's bandwidth, by large messages; a guess

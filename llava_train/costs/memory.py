@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llava_train.config.schema import StageConfig, ZeroConfig
-from llava_train.family.onevision.cost import ModelDims, Recomputed, num_adapter, sample_cost
+from llava_train.costs.dims import ModelDims, num_adapter
+from llava_train.costs.flops import Recomputed, sample_cost
 
 GRADIENT = 4  # bytes of a trained weight's gradient, which is accumulated in fp32
 MOMENTS = 8  # bytes of AdamW's two moments of a trained weight, fp32
