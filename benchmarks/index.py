@@ -57,10 +57,10 @@ def stage_parts(folder: Path):
     from transformers import AutoTokenizer
 
     from llava_train.config.load import load
-    from llava_train.data.build import make_encoder
-    from llava_train.data.formats import MediaRoots
-    from llava_train.data.indexing import Reading
-    from llava_train.data.media import make_media_reader
+    from llava_train.data.index.make_index import Reading
+    from llava_train.data.loading.stage_data import make_encoder
+    from llava_train.data.media.sample_media import make_media_reader
+    from llava_train.data.samples.parse import MediaRoots
     from llava_train.family.onevision.geometry import Geometry
     from llava_train.records.readers.open import open_source
     from llava_train.text.placeholders import prepare_tokenizer
@@ -78,7 +78,7 @@ def stage_parts(folder: Path):
 
 
 def built(folder: Path) -> str:
-    from llava_train.data.indexing import load_index
+    from llava_train.data.index.make_index import load_index
 
     _, _, source, reading = stage_parts(folder)
     started = time.perf_counter()
@@ -94,9 +94,9 @@ def built(folder: Path) -> str:
 
 def held_out(folder: Path) -> str:
     """What an index takes in addition where samples are held out; its image files are not there, so none is hashed."""
-    from llava_train.data.held_out import same_content
-    from llava_train.data.indexing import load_index
-    from llava_train.data.same_media import find_pictures
+    from llava_train.data.index.make_index import load_index
+    from llava_train.data.index.same_media import find_pictures
+    from llava_train.data.samples.held_out import same_content
 
     _, _, source, reading = stage_parts(folder)
     index = load_index(source, reading, "benchmark", 1, folder / "cache")
@@ -108,7 +108,7 @@ def held_out(folder: Path) -> str:
 
 
 def opened(folder: Path) -> str:
-    from llava_train.data.indexing import load_index
+    from llava_train.data.index.make_index import load_index
 
     config, stage, source, reading = stage_parts(folder)
     started = time.perf_counter()
@@ -117,7 +117,7 @@ def opened(folder: Path) -> str:
 
 
 def opened_rows(folder: Path) -> str:
-    from llava_train.data.index import Index
+    from llava_train.data.index.source_index import Index
 
     config, stage, _, reading = stage_parts(folder)
     started = time.perf_counter()
@@ -126,7 +126,7 @@ def opened_rows(folder: Path) -> str:
 
 def viewed(config, stage, index, reading, started: float) -> str:
     from llava_train.config.mixture import SourceConfig
-    from llava_train.data.view import Samples, Source
+    from llava_train.data.index.stage_samples import Samples, Source
 
     seconds, before = time.perf_counter() - started, memory()
     source = Source("benchmark", SourceConfig(file="records.jsonl"), index, reading)
@@ -142,7 +142,7 @@ def repeated(folder: Path, count: int) -> str:
     """An index of `count` rows in folder/large, made of those in the cache."""
     import pyarrow as pa
 
-    from llava_train.data.index import ROWS
+    from llava_train.data.index.source_index import ROWS
 
     made = next(path for path in (folder / "cache").iterdir() if path.is_dir())
     shutil.copytree(made, folder / "large", dirs_exist_ok=True)
@@ -158,7 +158,7 @@ def headers(folder: Path) -> str:
     """Sizes by header of JPEG files that the system has in memory, beside reading their first bytes."""
     from PIL import Image
 
-    from llava_train.data.image import image_size
+    from llava_train.data.media.image import image_size
 
     paths = [folder / f"{i}.jpg" for i in range(HEADERS)]
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)

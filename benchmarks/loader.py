@@ -25,9 +25,9 @@ from rich.table import Table
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from llava_train.config.schema import VideoConfig
-from llava_train.data.image import open_image, to_tiles
-from llava_train.data.video import VideoReader
-from llava_train.data.video_worker import sample_indices
+from llava_train.data.media.image import open_image, to_tiles
+from llava_train.data.media.video import VideoReader
+from llava_train.data.media.video_process import sample_indices
 from llava_train.family.onevision.geometry import Geometry
 
 IMAGES = [(336, 336), (427, 640), (480, 640), (640, 480), (600, 800), (768, 1024), (1000, 700), (1080, 1920)]

@@ -36,8 +36,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llava_train.config.load import load
-from llava_train.config.rules.files import index_folder
-from llava_train.data.build import build_data
+from llava_train.data.index.make_index import index_folder
+from llava_train.data.loading.stage_data import build_data
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.settings import model_dims, read_model
 

@@ -35,9 +35,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer, SiglipVi
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import ImageConfig
-from llava_train.data.collate import collate
-from llava_train.data.encode import EncodedSample, Encoder, text_tokenizer
-from llava_train.data.formats import MediaRoots, to_sample
+from llava_train.data.loading.collate import collate
+from llava_train.data.samples.encode import EncodedSample, Encoder, text_tokenizer
+from llava_train.data.samples.parse import MediaRoots, to_sample
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.model.attention import PACKED, Documents, register
 from llava_train.model.loss import make_loss

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from llava_train.data.prompts import TAGS, named_file, with_tags
-from llava_train.data.sample import Medium, Sample, Turn
+from llava_train.data.samples.prompts import TAGS, named_file, with_tags
+from llava_train.data.samples.sample import Medium, Sample, Turn
 from llava_train.shared.errors import DataError
 
 Answer = Callable[[Sample, Callable[[str], None]], str]

@@ -8,14 +8,16 @@ from llava_train.config.load import collect
 from llava_train.config.rules.adapter import how_trained
 from llava_train.config.rules.files import StageRecords, check_files
 from llava_train.config.schema import Config, StageConfig
-from llava_train.data.mixture import passed_over, present_sources
+from llava_train.data.samples.sampled_records import passed_over, present_sources
 from llava_train.family.onevision.start import model_faults
 from llava_train.shared.errors import ConfigError
 
 
 def run(argv: list[str]) -> int:
     """Prints a summary of a sound run. Raises ConfigError with all faults of one that is not."""
-    from llava_train.data.spot_check import look_at_records  # loads what reads records: no faulty command waits for it
+    from llava_train.data.preview.spot_check import (
+        look_at_records,  # loads what reads records: no faulty command waits for it
+    )
 
     config, records = load_checked(argv)
     look = look_at_records(config)

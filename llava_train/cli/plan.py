@@ -13,15 +13,15 @@ from rich.table import Table
 
 from llava_train.config.gpus import GPUS
 from llava_train.config.load import load
-from llava_train.config.rules.files import index_folder
 from llava_train.config.schema import Config, StageConfig, ZeroConfig
 from llava_train.costs.collectives import NODE, stage_traffic
 from llava_train.costs.dims import ModelDims
 from llava_train.costs.flops import Recomputed
 from llava_train.costs.memory import RESERVED, activations, num_parameters, num_trained, recomputed_layers, states
-from llava_train.data.build import build_data
+from llava_train.data.index.make_index import index_folder
+from llava_train.data.loading.stage_data import build_data
+from llava_train.data.packing.order import ranks_fault
 from llava_train.data.plan import Draws, StagePlan, plan_stage, simulated
-from llava_train.data.sampler import ranks_fault
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.shared.errors import ConfigError
 

@@ -19,12 +19,12 @@ from llava_train.config.mixture import SourceConfig
 from llava_train.config.rules.files import source_problem
 from llava_train.config.schema import Config
 from llava_train.costs.dims import ModelDims
-from llava_train.data.build import make_encoder
-from llava_train.data.media import make_media_reader
-from llava_train.data.mixture import passed_over, present_sources
-from llava_train.data.preview import Preview, Shown, Summary, as_record, as_text
-from llava_train.data.preview_page import PreviewPage
-from llava_train.data.survey import survey
+from llava_train.data.loading.stage_data import make_encoder
+from llava_train.data.media.sample_media import make_media_reader
+from llava_train.data.preview.measure import survey
+from llava_train.data.preview.page import PreviewPage
+from llava_train.data.preview.samples import Preview, Shown, Summary, as_record, as_text
+from llava_train.data.samples.sampled_records import passed_over, present_sources
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.shared.errors import ConfigError, Fault

@@ -16,8 +16,8 @@ from llava_train.config.schema import StageConfig
 from llava_train.costs.dims import ModelDims
 from llava_train.costs.flops import SampleCost, needed_cost, sample_cost
 from llava_train.costs.memory import recomputed_layers
-from llava_train.data.packing import PackSizes, SampleSizes
-from llava_train.data.sampler import Order, make_order
+from llava_train.data.packing.order import Order, make_order
+from llava_train.data.packing.packs import PackSizes, SampleSizes
 from llava_train.data.simulate import KINDS, simulate
 from llava_train.family.onevision.geometry import Geometry
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_train.config.schema import VideoConfig
-from llava_train.data.packing import SampleSizes
+from llava_train.data.packing.packs import SampleSizes
 from llava_train.family.onevision.geometry import Geometry
 
 SEED = 2408_03326

@@ -18,11 +18,11 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from llava_train.batch.packed import PackedBatch, VisualLayout
 from llava_train.config.rules.generate import SAMPLING
 from llava_train.config.schema import GenerateModel, Precision
-from llava_train.data.collate import collate
-from llava_train.data.encode import EncodedSample, Encoder
-from llava_train.data.media import Limits, MediaReader
-from llava_train.data.sample import Sample
-from llava_train.data.video import VideoReader
+from llava_train.data.loading.collate import collate
+from llava_train.data.media.sample_media import Limits, MediaReader
+from llava_train.data.media.video import VideoReader
+from llava_train.data.samples.encode import EncodedSample, Encoder
+from llava_train.data.samples.sample import Sample
 from llava_train.model.adapter import attach_adapter
 from llava_train.model.build import DTYPES, load_checkpoint
 from llava_train.model.generate import generate

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from llava_train.config.typed import shown
-from llava_train.data.prompts import Prompt
-from llava_train.data.sample import Sample
+from llava_train.data.samples.prompts import Prompt
+from llava_train.data.samples.sample import Sample
 from llava_train.shared.errors import ConfigError, DataError, Fault, RunError, counted
 from llava_train.shared.json_files import read_json
 from llava_train.shared.progress import tracked

@@ -23,7 +23,7 @@ from llava_train.config.schema import BenchConfig, Config
 from llava_train.costs.dims import ModelDims, read_dims
 from llava_train.costs.flops import SampleCost, needed_cost, sample_cost
 from llava_train.costs.memory import activations, states
-from llava_train.data.dataset import StepBatches
+from llava_train.data.loading.steps import StepBatches
 from llava_train.model.build import DTYPES
 from llava_train.model.products import lacks_bf16
 from llava_train.shared.host_memory import peak_memory, restart_peak

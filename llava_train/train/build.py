@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from llava_train.config.rules.files import index_folder
 from llava_train.config.schema import Config
 from llava_train.costs.dims import read_dims
-from llava_train.data import build as data_build
+from llava_train.data.index.make_index import index_folder
+from llava_train.data.loading import stage_data as data_build
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.attention import choose_kernel
 from llava_train.model.build import DTYPES, LoadedModel, load_model

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import Config, TaskConfig
-from llava_train.data.sample import Sample
+from llava_train.data.samples.sample import Sample
 from llava_train.shared.console import console
 from llava_train.shared.errors import DataError, RunError
 from llava_train.shared.json_files import read_json

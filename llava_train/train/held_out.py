@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from llava_train.data.build import StageData
+from llava_train.data.loading.stage_data import StageData
 from llava_train.shared.errors import RunError
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine

@@ -19,7 +19,7 @@ from llava_train.config.fingerprint import dump
 from llava_train.config.rules.adapter import how_trained
 from llava_train.config.schema import Config, StageConfig
 from llava_train.costs.dims import read_dims
-from llava_train.data.build import StageData
+from llava_train.data.loading.stage_data import StageData
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.adapter import inject, saved_modules
 from llava_train.model.build import DTYPES, LoadedModel

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from llava_train.config.schema import VideoConfig
-from llava_train.data.image import UnreadableImage, open_image
-from llava_train.data.sample import Sample
-from llava_train.data.video import UnreadableVideo, VideoReader
+from llava_train.data.media.image import UnreadableImage, open_image
+from llava_train.data.media.video import UnreadableVideo, VideoReader
+from llava_train.data.samples.sample import Sample
 from llava_train.records.media_file import MediaFile
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.html import data_uri, escaped

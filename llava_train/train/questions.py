@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_train.config.mixture import SourceConfig
-from llava_train.data.formats import BadRecord, MediaRoots, to_answered
-from llava_train.data.mixture import sampled_records
-from llava_train.data.sample import Sample, Turn
-from llava_train.data.view import refusal
+from llava_train.data.index.stage_samples import refusal
+from llava_train.data.samples.parse import BadRecord, MediaRoots, to_answered
+from llava_train.data.samples.sample import Sample, Turn
+from llava_train.data.samples.sampled_records import sampled_records
 from llava_train.shared.errors import ConfigError, DataError, Fault
 from llava_train.shared.unicode_names import other_form
 from llava_train.train.scoring import (

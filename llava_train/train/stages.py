@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_train.config.fingerprint import DATA_PLACES, START_PLACES, differences, fingerprint, place, start_content
 from llava_train.config.schema import Config, ModelConfig, StageConfig
-from llava_train.data.mixture import present_sources
+from llava_train.data.samples.sampled_records import present_sources
 from llava_train.records.identity import differences as record_differences
 from llava_train.records.identity import look_again
 from llava_train.records.readers.open import open_source

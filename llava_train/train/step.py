@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.data.dataset import StepBatches
+from llava_train.data.loading.steps import StepBatches
 from llava_train.shared.errors import RunError
 from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from runs import TINY
 
-from llava_train.data.sample import Sample, Turn
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.model.tiny import make_tiny
 from llava_train.train.answer import Answerer
 

@@ -13,8 +13,8 @@ import torch
 from onevision_reference import SEVERAL, SINGLE, TEXT, VIDEO, Case
 from PIL import Image
 
-from llava_train.data.prompts import with_tags
-from llava_train.data.sample import Sample, Turn
+from llava_train.data.samples.prompts import with_tags
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.model.tiny import byte_tokenizer, make_tiny
 from llava_train.train.answer import Answerer
 

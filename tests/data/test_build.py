@@ -28,8 +28,8 @@ from llava_train.config.schema import (
     ZeroConfig,
 )
 from llava_train.costs.dims import KNOWN
-from llava_train.data import indexing
-from llava_train.data.build import build_data
+from llava_train.data.index import make_index
+from llava_train.data.loading.stage_data import build_data
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.shared.errors import DataError
 from llava_train.text.chat_template import chat_template
@@ -215,8 +215,8 @@ def test_skip_lists_bad_samples_and_error_names_them(build, tmp_path):
 @pytest.fixture
 def written(monkeypatch):
     """A line for each index that is made."""
-    lines, write = [], indexing._write
-    monkeypatch.setattr(indexing, "_write", lambda *args: (lines.append(1), write(*args)))
+    lines, write = [], make_index._write
+    monkeypatch.setattr(make_index, "_write", lambda *args: (lines.append(1), write(*args)))
     return lines
 
 
@@ -284,7 +284,7 @@ def test_refused_file_that_has_come_since_is_taken(build, tmp_path):
 
 
 def test_failed_index_leaves_nothing_behind(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(indexing, "_batch", lambda *_: 1 / 0)
+    monkeypatch.setattr(make_index, "_batch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build()
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
@@ -328,7 +328,7 @@ def test_changed_size_is_refused(build, tmp_path):
 def test_many_samples_are_indexed_by_processes_in_the_same_order(build, tmp_path):
     data = copy_of_tiny(tmp_path / "tiny")
     turns = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
-    records = [{"image": "images/red_disc.png", "conversations": turns} for _ in range(indexing.PARALLEL_ABOVE + 1)]
+    records = [{"image": "images/red_disc.png", "conversations": turns} for _ in range(make_index.PARALLEL_ABOVE + 1)]
     records[700] = {"conversations": turns[:1]}
     Path(data.file).write_text(json.dumps(records))
     together = build(replace(data, on_error="skip", num_workers=2))

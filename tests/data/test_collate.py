@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from llava_train.batch.packed import VisualLayout
-from llava_train.data.collate import collate, filler
-from llava_train.data.encode import EncodedSample
+from llava_train.data.loading.collate import collate, filler
+from llava_train.data.samples.encode import EncodedSample
 from llava_train.family.onevision.geometry import Geometry
 
 GEOMETRY = Geometry(8, 4, "anyres", ((1, 1),), 9)

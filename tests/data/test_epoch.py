@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_train.config.load import load
-from llava_train.data.epoch import load_plan, plan_epoch
-from llava_train.data.packing import Budget, PackSizes
-from llava_train.data.sampler import TokenOrder, make_order, order_key
+from llava_train.data.packing.epoch_plan import load_plan, plan_epoch
+from llava_train.data.packing.order import TokenOrder, make_order, order_key
+from llava_train.data.packing.packs import Budget, PackSizes
 from llava_train.shared.errors import ConfigError
 
 BUDGET = Budget(100, 10)
@@ -126,7 +126,7 @@ def test_the_last_step_uses_every_rank_it_can(tmp_path):
 def test_a_plan_is_kept_and_read_again(tmp_path, monkeypatch):
     sizes = drawn_sizes(300)
     plan = load_plan(sizes, BUDGET, 16, KEY, 1, tmp_path)
-    monkeypatch.setattr("llava_train.data.epoch.plan_epoch", None)
+    monkeypatch.setattr("llava_train.data.packing.epoch_plan.plan_epoch", None)
     again = load_plan(sizes, BUDGET, 16, KEY, 1, tmp_path)
     assert again.positions.tolist() == plan.positions.tolist()
     assert again.starts.tolist() == plan.starts.tolist()

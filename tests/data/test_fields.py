@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llava_train.data.encode import Encoder
-from llava_train.data.formats import MediaRoots, to_sample
-from llava_train.data.sample import Turn
+from llava_train.data.samples.encode import Encoder
+from llava_train.data.samples.parse import MediaRoots, to_sample
+from llava_train.data.samples.sample import Turn
 from llava_train.records.readers.open import open_source, record_of
 from llava_train.records.record import BadRecord
 from llava_train.records.tables import read_table

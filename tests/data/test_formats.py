@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_train.data.formats import MediaRoots, to_answered, to_sample
-from llava_train.data.sample import Medium, Turn
+from llava_train.data.samples.parse import MediaRoots, to_answered, to_sample
+from llava_train.data.samples.sample import Medium, Turn
 from llava_train.shared.errors import DataError
 
 ROOT = Path("media")

@@ -9,7 +9,7 @@ from in_every_format import NUMBERS, WRITERS, write_messages
 
 from llava_train.config.load import load
 from llava_train.costs.dims import KNOWN
-from llava_train.data.build import build_data
+from llava_train.data.loading.stage_data import build_data
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.records.identity import look_again
 from llava_train.records.readers.open import open_source

@@ -23,12 +23,12 @@ from transformers import AutoTokenizer
 
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.config.schema import VideoConfig
-from llava_train.data.collate import collate
-from llava_train.data.encode import EncodedSample, Encoder
-from llava_train.data.formats import MediaRoots, to_answered, to_sample
-from llava_train.data.media import Limits, MediaReader, MediumSize
-from llava_train.data.sample import Sample, Turn
-from llava_train.data.video import VideoReader
+from llava_train.data.loading.collate import collate
+from llava_train.data.media.sample_media import Limits, MediaReader, MediumSize
+from llava_train.data.media.video import VideoReader
+from llava_train.data.samples.encode import EncodedSample, Encoder
+from llava_train.data.samples.parse import MediaRoots, to_answered, to_sample
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.records.fields import LEARNED_KEYS, RECORD_KEYS, REFUSED
 from llava_train.shared.errors import DataError

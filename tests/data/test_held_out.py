@@ -12,7 +12,7 @@ import pytest
 from llava_train.config.load import load
 from llava_train.config.schema import DataConfig, EvaluationConfig
 from llava_train.costs.dims import KNOWN
-from llava_train.data.build import build_data
+from llava_train.data.loading.stage_data import build_data
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.shared.errors import ConfigError
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from llava_train.data.image import UnreadableImage, image_size, open_image, to_tiles
+from llava_train.data.media.image import UnreadableImage, image_size, open_image, to_tiles
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.records.media_file import PackedFile
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from llava_train.config.schema import VideoConfig
-from llava_train.data import indexing
-from llava_train.data.encode import Encoder
-from llava_train.data.formats import MediaRoots
-from llava_train.data.index import ROWS, Index
-from llava_train.data.indexing import Reading, load_index
-from llava_train.data.media import Limits, MediaReader
-from llava_train.data.video import VideoReader
+from llava_train.data.index import make_index
+from llava_train.data.index.make_index import Reading, load_index
+from llava_train.data.index.source_index import ROWS, Index
+from llava_train.data.media.sample_media import Limits, MediaReader
+from llava_train.data.media.video import VideoReader
+from llava_train.data.samples.encode import Encoder
+from llava_train.data.samples.parse import MediaRoots
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.records.readers.open import open_source
 from llava_train.text.named_templates import make_template
@@ -59,7 +59,7 @@ def made(file: Path, cache: Path, num_workers: int = 0, tokenizer=None) -> Index
 def many(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("many") / "many.jsonl"
     with file.open("w") as lines:
-        for i in range(12 * indexing.CHUNK):
+        for i in range(12 * make_index.CHUNK):
             turns = [{"from": "human", "value": f"What is {i}?"}, {"from": "gpt", "value": "A number. " * (i % 9 + 1)}]
             lines.write(json.dumps({"id": f"r{i}", "conversations": turns}) + "\n")
     return file
@@ -131,7 +131,7 @@ def test_a_damaged_index_is_made_anew(many, tokenizer, tmp_path, spoil, capsys):
 def test_processes_and_one_alone_find_the_same(many, tokenizer, tmp_path):
     one, two = (made(many, tmp_path / str(n), n, tokenizer) for n in (1, 2))
     assert same(one, two)
-    assert len(one) == 12 * indexing.CHUNK
+    assert len(one) == 12 * make_index.CHUNK
     assert json.loads(one.record(700).content)["id"] == "r700"
     assert one.text_tokens[1] < one.text_tokens[8]
 

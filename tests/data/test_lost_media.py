@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llava_train.data.formats import MediaRoots, to_sample
+from llava_train.data.samples.parse import MediaRoots, to_sample
 from llava_train.records.readers.open import open_source, record_of
 from llava_train.shared.errors import DataError
 

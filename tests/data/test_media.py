@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from llava_train.config.schema import VideoConfig
-from llava_train.data.media import Limits, MediaReader, MediumSize
-from llava_train.data.sample import Sample, Turn
-from llava_train.data.video import VideoReader
+from llava_train.data.media.sample_media import Limits, MediaReader, MediumSize
+from llava_train.data.media.video import VideoReader
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.records.media_file import MediaFile
 from llava_train.shared.errors import DataError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_train.data.formats import MediaRoots, to_sample
+from llava_train.data.samples.parse import MediaRoots, to_sample
 from llava_train.shared.errors import DataError
 
 ROOT = Path("media")

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from llava_train.data.packing import Budget, PackSizes, deal, pack_step
+from llava_train.data.packing.packs import Budget, PackSizes, deal, pack_step
 
 
 def of(lengths: list[int], tiles: list[int] | None = None) -> PackSizes:

@@ -14,8 +14,9 @@ from preview_dom import Dom, browse, needs_browser
 
 from llava_train.cli.main import main
 from llava_train.config.load import load
-from llava_train.data import preview_page, survey
-from llava_train.data.build import build_data
+from llava_train.data.loading.stage_data import build_data
+from llava_train.data.preview import measure
+from llava_train.data.preview import page as preview_page
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.model.tiny import byte_tokenizer, make_tiny
@@ -169,7 +170,7 @@ def test_epoch_is_estimated_from_a_part_of_each_source(init, data, tmp_path, mon
     (data / "short.json").write_text(json.dumps(records[:50]))
     sources = {"long": {"file": "long.json"}, "short": {"file": "short.json", "repeat": 2}}
     (data / "two.yaml").write_text(json.dumps({"sources": sources}))
-    monkeypatch.setattr(survey, "MEASURED", 40)
+    monkeypatch.setattr(measure, "MEASURED", 40)
     words = [f"data.file={data}/two.yaml", "preview.count=2", "preview.stage=onevision"]
     page = preview(init, data, tmp_path / "part.html", "html", *words)
     dom = Dom(page)

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 from test_indexing import reading
 
-from llava_train.data import same_media
-from llava_train.data.held_out import held_out_samples, same_content
-from llava_train.data.index import PICTURES, ROWS
-from llava_train.data.indexing import load_index
-from llava_train.data.same_media import find_pictures
+from llava_train.data.index import same_media
+from llava_train.data.index.make_index import load_index
+from llava_train.data.index.same_media import find_pictures
+from llava_train.data.index.source_index import PICTURES, ROWS
+from llava_train.data.samples.held_out import held_out_samples, same_content
 from llava_train.records.readers.open import open_source, record_of
 from llava_train.shared.errors import ConfigError
 
@@ -185,7 +185,9 @@ def test_rows_that_change_and_damage_make_them_anew(entry, tmp_path):
 
 @pytest.mark.parametrize(("held_out", "measured"), [(3, "abbb"), (2, "ac"), (4, "abbb"), (0.2, "a")])
 def test_a_group_that_is_too_large_is_passed_over(held_out, measured, monkeypatch):
-    monkeypatch.setattr("llava_train.data.held_out._mixed", lambda values: values)  # drawn in the order of the alphabet
+    monkeypatch.setattr(
+        "llava_train.data.samples.held_out._mixed", lambda values: values
+    )  # drawn in the order of the alphabet
     content = np.array([ord(name) for name in "abbbc"], np.uint64)
     held = held_out_samples(content, held_out, 0, "one")
     assert "".join(np.array(list("abbbc"))[held]) == measured

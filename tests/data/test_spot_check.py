@@ -10,8 +10,8 @@ from PIL import Image
 
 from llava_train.cli.main import main
 from llava_train.config.load import load
-from llava_train.data import spot_check
-from llava_train.data.spot_check import look_at_records
+from llava_train.data.preview import spot_check
+from llava_train.data.preview.spot_check import look_at_records
 from llava_train.records.readers import json_lines, reader
 
 TURNS = [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from llava_train.config.schema import VideoConfig
-from llava_train.data import video_worker
-from llava_train.data.image import to_square
-from llava_train.data.video import UnreadableVideo, VideoReader
-from llava_train.data.video_worker import by_decord, by_pyav, look, sample_indices
+from llava_train.data.media import video_process
+from llava_train.data.media.image import to_square
+from llava_train.data.media.video import UnreadableVideo, VideoReader
+from llava_train.data.media.video_process import by_decord, by_pyav, look, sample_indices
 from llava_train.records.media_file import PackedFile
 from llava_train.shared.errors import RunError
 
@@ -105,7 +105,7 @@ COLOURED = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), 
 
 def write_coloured(
     path: Path, num_frames: int, codec: str = "libx264", turned: int = 0, **options: str
-) -> video_worker.Place:
+) -> video_process.Place:
     """Blobs of colour that move, 96 x 64."""
     pixels = np.asarray(COLOURED.resize((96, 64), Image.Resampling.BICUBIC))
     with av.open(str(path), "w") as container:
@@ -120,7 +120,7 @@ def write_coloured(
     return str(path), 0, -1, None
 
 
-def decoded_in_turn(place: video_worker.Place, indices: list[int]) -> list[np.ndarray]:
+def decoded_in_turn(place: video_process.Place, indices: list[int]) -> list[np.ndarray]:
     with av.open(place[0]) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return [frames[i] for i in indices]
@@ -145,7 +145,7 @@ def test_every_decoder_gives_the_frames_that_are_shown(tmp_path, name, decoder):
     place = write_coloured(tmp_path / name, 40, codec, **options)
     found = look(place)
     for indices in ([0, 10, 20, 30], [7, 8, 9, 29, 39], [25]):
-        frames = video_worker.DECODERS[decoder](place, found, indices)
+        frames = video_process.DECODERS[decoder](place, found, indices)
         if decoder == "decord" and name in ("h264.ts", "open.mp4", "hevc.mp4", "mpeg4.mp4"):
             assert frames is None  # it would take one for another, so PyAV decodes
         else:
@@ -154,14 +154,14 @@ def test_every_decoder_gives_the_frames_that_are_shown(tmp_path, name, decoder):
 
 def test_frames_are_decoded_from_the_last_key_frame_before_them(tmp_path, monkeypatch):
     place, times = write_coloured(tmp_path / "a.mp4", 40, g="10", bf="0"), []
-    decoded = video_worker._decoded
+    decoded = video_process._decoded
 
     def counted(*arguments):
         for frame in decoded(*arguments):
             times.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(video_worker, "_decoded", counted)
+    monkeypatch.setattr(video_process, "_decoded", counted)
     by_pyav(place, look(place), [2, 31, 35])
     assert len(times) == 3 + 6  # frames 0 1 2, 30 to 35
 
@@ -170,7 +170,7 @@ def test_frames_are_decoded_from_the_last_key_frame_before_them(tmp_path, monkey
 def test_frames_are_turned_as_the_container_says(tmp_path, turned):
     upright = by_pyav(place := write_coloured(tmp_path / "a.mp4", 3), look(place), [1])
     place = write_coloured(tmp_path / "turned.mp4", 3, turned=turned)
-    for decode in video_worker.by_pyav, by_decord:
+    for decode in video_process.by_pyav, by_decord:
         frames = decode(place, look(place), [1])
         assert np.array_equal(frames[0], np.rot90(upright[0], turned // 90))
 
@@ -182,7 +182,7 @@ def test_invisible_frames_are_no_frames(decoder):
     found = look(place)
     assert found.frames == 60
     for indices in ([0, 30, 59], list(range(0, 60, 7))):
-        frames = video_worker.DECODERS[decoder](place, found, indices) or by_pyav(place, found, indices)
+        frames = video_process.DECODERS[decoder](place, found, indices) or by_pyav(place, found, indices)
         assert all(map(np.array_equal, frames, decoded_in_turn(place, indices)))
 
 
@@ -198,7 +198,7 @@ def test_invisible_frames_are_no_frames(decoder):
     ],
 )
 def test_vp9_hides_frames_by_its_header(content, hides):
-    assert video_worker._is_reference_alone("vp9", memoryview(bytes(content))) == hides
+    assert video_process._is_reference_alone("vp9", memoryview(bytes(content))) == hides
 
 
 def test_a_decoder_is_taken_where_it_is_asked_for(tmp_path, monkeypatch):
@@ -220,12 +220,12 @@ def test_a_decoder_is_taken_where_it_is_asked_for(tmp_path, monkeypatch):
     stand_in = {"torchcodec": SimpleNamespace(), "torchcodec.decoders": SimpleNamespace(VideoDecoder=VideoDecoder)}
     for name, module in stand_in.items():
         monkeypatch.setitem(sys.modules, name, module)
-    assert (video_worker.answer(place, 8, 1, 32, "torchcodec") == 7).all()
-    assert (video_worker.answer(place, 8, 1, 32, "decord") != 7).any()
+    assert (video_process.answer(place, 8, 1, 32, "torchcodec") == 7).all()
+    assert (video_process.answer(place, 8, 1, 32, "decord") != 7).any()
     assert asked == [(place[0], "NHWC")]
     inside = ("", 0, -1, Path(place[0]).read_bytes())  # of which it sees another number of frames
     assert np.array_equal(
-        video_worker.answer(inside, 8, 1, 32, "torchcodec"), video_worker.answer(place, 8, 1, 32, "pyav")
+        video_process.answer(inside, 8, 1, 32, "torchcodec"), video_process.answer(place, 8, 1, 32, "pyav")
     )
 
 
@@ -357,7 +357,7 @@ def stand_in(tmp_path: Path, monkeypatch, behaviour: str) -> Path:
         f"while True:\n    path = connection.recv()[0][0]\n    if path.endswith('bad.mp4'): {behaviour}\n"
         "    connection.send(('ok', (1, 2, 3)))\n"
     )
-    monkeypatch.setattr(video_worker, "__file__", str(script))
+    monkeypatch.setattr(video_process, "__file__", str(script))
     for name in ("bad.mp4", "good.mp4"):
         (tmp_path / name).write_bytes(b"")
     return tmp_path

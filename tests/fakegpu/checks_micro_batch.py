@@ -17,7 +17,7 @@ from torch import nn
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import LearningRates, LoraConfig
 from llava_train.costs.flops import Recomputed
-from llava_train.data.collate import filler
+from llava_train.data.loading.collate import filler
 from llava_train.model.hf import checkpoint_geometry
 from llava_train.model.onevision import PackedForward
 from llava_train.model.tiny import byte_tokenizer, tiny_config

@@ -14,8 +14,8 @@ from transformers.initialization import no_init_weights
 from llava_train.batch.packed import IGNORE_INDEX, PackedBatch, VisualLayout
 from llava_train.config.schema import LearningRates, LoraConfig
 from llava_train.costs.flops import Recomputed
-from llava_train.data.collate import collate
-from llava_train.data.encode import EncodedSample
+from llava_train.data.loading.collate import collate
+from llava_train.data.samples.encode import EncodedSample
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.model.adapter import inject
 from llava_train.model.hf import checkpoint_geometry

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from llava_train.batch.packed import VisualLayout
 from llava_train.cli.main import main
 from llava_train.config.schema import GenerateModel, VideoConfig
-from llava_train.data.sample import Sample, Turn
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.model import hf
 from llava_train.model.build import load_checkpoint
 from llava_train.model.hf import Preparation, checkpoint_geometry, export_name, read_preparation, write_checkpoint

@@ -13,10 +13,10 @@ from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionI
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.data.collate import collate
-from llava_train.data.encode import EncodedSample, Encoder
-from llava_train.data.image import to_square, to_tiles
-from llava_train.data.sample import Sample, Turn
+from llava_train.data.loading.collate import collate
+from llava_train.data.media.image import to_square, to_tiles
+from llava_train.data.samples.encode import EncodedSample, Encoder
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.text.named_templates import make_template
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_train.data.formats import MediaRoots, to_sample
+from llava_train.data.samples.parse import MediaRoots, to_sample
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_equivalence import FOUR_PACKS, SETTINGS, ZERO
 from transformers import LlavaOnevisionForConditionalGeneration as Model
 
-from llava_train.data.sample import Sample, Turn
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.model.adapter import attach_adapter
 from llava_train.model.loading import adapter_lines, plain_lines
 from llava_train.model.tiny import make_tiny

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from llava_train.config.schema import GenerateModel
-from llava_train.data.sample import Sample, Turn
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.model.build import load_checkpoint
 from llava_train.model.hf import export_name
 from llava_train.model.tiny import byte_tokenizer, make_tiny, tiny_config, tiny_model

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from llava_train.data.prompts import Prompt
-from llava_train.data.sample import Sample, Turn
+from llava_train.data.samples.prompts import Prompt
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.shared.errors import ConfigError, DataError, RunError
 from llava_train.train.answer_file import AnswerFile
 

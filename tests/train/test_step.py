@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llava_train.batch.packed import IGNORE_INDEX, PackedBatch
-from llava_train.data.dataset import StepBatches
+from llava_train.data.loading.steps import StepBatches
 from llava_train.shared.errors import DataError, RunError
 from llava_train.train.distributed import Ranks
 from llava_train.train.guard import Guard

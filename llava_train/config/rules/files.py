@@ -211,8 +211,3 @@ def count_records(file: str | Path) -> int:
 def _size(path: Path) -> int:
     """In bytes, of a folder what lies in it without its folders."""
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
-
-
-def index_folder(config: Config) -> Path:
-    """Where the indexes of sources and the plans of epochs are kept, for all runs beside this one."""
-    return Path(config.data.cache or Path(config.run.dir).parent / "index")

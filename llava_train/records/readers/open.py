@@ -1,4 +1,4 @@
-"""Data sets on disk as records, one module per format; `Sample`s are made of them in `llava_train.data.formats`.
+"""Data sets on disk as records, one module per format; `Sample`s are made of them in `llava_train.data.samples.parse`.
 
 Enters: a file or folder, with the split behind it (`FOLDER@train`). Leaves: its records in order, as bytes of JSON.
 A new format is a module with a `Reader`, a line in `READERS` and its kind in `llava_train.records.file_formats`.

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from in_every_format import CELL, NUMBERS, TURNS, write_parquet, write_saved
 
-from llava_train.data.formats import record_id
+from llava_train.data.samples.parse import record_id
 from llava_train.records.media_file import PackedFile
 from llava_train.records.readers import columns
 from llava_train.records.readers.open import open_source, record_of
@@ -71,7 +71,7 @@ def table(**arrays: tuple[pa.DataType, list]) -> pa.Table:
 @pytest.mark.parametrize(("type_", "cells"), CELLS.values(), ids=CELLS)
 def test_every_kind_of_cell_is_read(tmp_path, type_, cells, column, kind, rows_at_once, monkeypatch):
     for module in ("arrow", "parquet"):
-        monkeypatch.setattr(f"llava_train.records.readers.open.{module}.NUM_ROWS", rows_at_once)
+        monkeypatch.setattr(f"llava_train.records.readers.{module}.NUM_ROWS", rows_at_once)
     path = write(tmp_path, table(**{column: (type_, cells), "conversations": (TURNS, [ASKED] * 4)}), kind)
     found = [record_of(raw) for raw in open_source(path, "s")]
     assert [[read(entry) for entry in record[column.removesuffix("s")]] for record in found] == [
@@ -178,7 +178,7 @@ def test_texts_may_be_stored_as_bytes(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_cell_that_is_no_medium_is_one_bad_record(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(f"llava_train.records.readers.open.{kind}.NUM_ROWS", 1)
+    monkeypatch.setattr(f"llava_train.records.readers.{kind}.NUM_ROWS", 1)
     path = write(tmp_path, table(image=(pa.int64(), [None, 3]), conversations=(TURNS, [ASKED] * 2)), kind)
     good, bad = map(record_of, open_source(path, "s"))
     assert good["image"] == []

@@ -10,7 +10,7 @@ from in_every_format import NUMBERS, write_parquet, write_tar
 
 from llava_train.config.mixture import SourceConfig, file_sources, load_mixture
 from llava_train.config.rules.files import source_problem
-from llava_train.data.mixture import sampled_records
+from llava_train.data.samples.sampled_records import sampled_records
 from llava_train.records.file_formats import kind_of, split_of
 from llava_train.records.readers.open import open_source, record_of
 from llava_train.records.record import BadRecord

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llava_train.config.schema import DataConfig, VideoConfig
-from llava_train.data.image import UnreadableImage, image_size, open_image, to_tiles, too_many_pixels
-from llava_train.data.sample import Sample
-from llava_train.data.video import UnreadableVideo, VideoReader
+from llava_train.data.media.image import UnreadableImage, image_size, open_image, to_tiles, too_many_pixels
+from llava_train.data.media.video import UnreadableVideo, VideoReader
+from llava_train.data.samples.sample import Sample
 from llava_train.text.base import MediumKind
 
 if TYPE_CHECKING:  # they load torch, which `check` has no time for

@@ -14,16 +14,16 @@ from llava_train.batch.packed import VisualLayout
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig
-from llava_train.data.encode import TOO_LONG
-from llava_train.data.formats import record_name
-from llava_train.data.held_out import same_content
-from llava_train.data.index import KINDS, REFUSED, Index
-from llava_train.data.indexing import Reading
-from llava_train.data.media import MediaReader, MediumSize
-from llava_train.data.packing import SampleSizes
-from llava_train.data.same_media import find_pictures
-from llava_train.data.sample import Sample
-from llava_train.data.sample_notes import NAMED, NOTES, note_line
+from llava_train.data.index.make_index import Reading
+from llava_train.data.index.same_media import find_pictures
+from llava_train.data.index.source_index import KINDS, REFUSED, Index
+from llava_train.data.media.sample_media import MediaReader, MediumSize
+from llava_train.data.packing.packs import SampleSizes
+from llava_train.data.samples.encode import TOO_LONG
+from llava_train.data.samples.held_out import same_content
+from llava_train.data.samples.notes import NAMED, NOTES, note_line
+from llava_train.data.samples.parse import record_name
+from llava_train.data.samples.sample import Sample
 from llava_train.records.readers.open import record_of
 from llava_train.shared.errors import DataError, counted
 

@@ -15,12 +15,12 @@ import torch
 from torch.utils.data import Dataset
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.data.collate import collate, filler
-from llava_train.data.encode import EncodedSample, Encoder
-from llava_train.data.media import MediaReader
-from llava_train.data.packing import SampleSizes
-from llava_train.data.sampler import Order
-from llava_train.data.view import Samples
+from llava_train.data.index.stage_samples import Samples
+from llava_train.data.loading.collate import collate, filler
+from llava_train.data.media.sample_media import MediaReader
+from llava_train.data.packing.order import Order
+from llava_train.data.packing.packs import SampleSizes
+from llava_train.data.samples.encode import EncodedSample, Encoder
 from llava_train.shared.errors import DataError
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from llava_train.batch.packed import VisualLayout
 from llava_train.config.sampling import parse_sampling
-from llava_train.data.encode import EncodedSample
-from llava_train.data.preview import Preview, Shown
+from llava_train.data.preview.samples import Preview, Shown
+from llava_train.data.samples.encode import EncodedSample
 from llava_train.records.readers.open import open_source
 from llava_train.shared.errors import DataError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llava_train.data.packing import Budget, PackSizes, whole
+from llava_train.data.packing.packs import Budget, PackSizes, whole
 
 FORMAT = 1  # of the file and of the way that packs are formed; a change of either makes old plans unread
 TARGET = 0.99  # of the budget of its packs that the samples of a block ask for, so that nearly all find room

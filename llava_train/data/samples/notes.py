@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from llava_train.data.sample import Sample
+from llava_train.data.samples.sample import Sample
 from llava_train.records.image_files import sorted_frames
 
 NOTES = (  # by number, as an index has them

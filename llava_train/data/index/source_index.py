@@ -15,9 +15,9 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from llava_train.data.formats import record_name
-from llava_train.data.held_out import Pictures, same_content
-from llava_train.data.media import MediumSize
+from llava_train.data.media.sample_media import MediumSize
+from llava_train.data.samples.held_out import Pictures, same_content
+from llava_train.data.samples.parse import record_name
 from llava_train.records.readers.open import Raw, record_of
 from llava_train.shared.errors import DataError
 from llava_train.shared.json_files import read_json

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from llava_train.config.schema import PackConfig, StageConfig
-from llava_train.data.epoch import EpochPlan, load_plan
-from llava_train.data.packing import Budget, PackSizes, deal, pack_step, whole
+from llava_train.data.packing.epoch_plan import EpochPlan, load_plan
+from llava_train.data.packing.packs import Budget, PackSizes, deal, pack_step, whole
 from llava_train.shared.errors import ConfigError, Fault
 
 Ranks = list[list[list[int]]]  # for each rank its packs, as many on every rank, [] a filler; positions of samples

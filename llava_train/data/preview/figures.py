@@ -1,6 +1,6 @@
 """The figures of a preview's page, as HTML: shares of the mixture, lengths, packs.
 
-Enters: the `Survey` of a stage. Leaves: markup for `preview_page.html`, sizes in it as styles, numbers as text too.
+Enters: the `Survey` of a stage. Leaves: markup for `page.html`, sizes in it as styles, numbers as text too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from llava_train.config.schema import PackConfig, StageConfig
 from llava_train.costs.dims import ModelDims
 from llava_train.costs.flops import sample_cost
-from llava_train.data.packing import PackSizes
-from llava_train.data.sampler import make_order
-from llava_train.data.survey import Size, Survey
+from llava_train.data.packing.order import make_order
+from llava_train.data.packing.packs import PackSizes
+from llava_train.data.preview.measure import Size, Survey
 from llava_train.shared.html import escaped
 
 BINS = 24  # bars of the lengths, at most

@@ -14,7 +14,7 @@ from typing import Any
 
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import DataConfig
-from llava_train.data.sample import Role, Sample, Turn
+from llava_train.data.samples.sample import Role, Sample, Turn
 from llava_train.records.chat_messages import from_messages, with_one_name
 from llava_train.records.fields import is_learned, refuse_fields, system_text
 from llava_train.records.lost_media import refuse_lost

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from llava_train.config.schema import VideoConfig, VideoDecoder
-from llava_train.data import video_worker
-from llava_train.data.image import image_size, open_image, to_square
+from llava_train.data.media import video_process
+from llava_train.data.media.image import image_size, open_image, to_square
 from llava_train.records.image_files import sorted_frames
 from llava_train.records.media_file import MediaFile, PackedFile, open_medium
 from llava_train.shared.child_processes import shielded
@@ -61,7 +61,7 @@ class VideoReader:
         return np.stack([to_square(open_image(frames[i], self._max_pixels), size) for i in taken])
 
     def _taken(self, frames: int, fps: float) -> list[int]:
-        return video_worker.sample_indices(frames, fps, self._video.fps, self._video.max_frames)
+        return video_process.sample_indices(frames, fps, self._video.fps, self._video.max_frames)
 
     def close(self) -> None:
         """Ends the process, if this one started it."""
@@ -107,7 +107,7 @@ class _Worker:
         self.owner = os.getpid()
         self._connection: Connection
         self._connection, theirs = Pipe()
-        command = [sys.executable, "-P", video_worker.__file__, str(theirs.fileno()), decoder]
+        command = [sys.executable, "-P", video_process.__file__, str(theirs.fileno()), decoder]
         with shielded():
             self._process = subprocess.Popen(
                 command,
@@ -147,7 +147,7 @@ class _Worker:
             raise _WorkerEnded(f"the decoder crashed with code {self._process.returncode}") from None
 
 
-def _place(file: MediaFile) -> video_worker.Place:
+def _place(file: MediaFile) -> video_process.Place:
     if isinstance(file, PackedFile):
         return str(file.path), file.offset, file.size, file.content
     return str(file), 0, -1, None

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_train.data.formats import BadRecord, MediaRoots, record_id, to_sample
-from llava_train.data.sample import Sample, Turn
+from llava_train.data.samples.parse import BadRecord, MediaRoots, record_id, to_sample
+from llava_train.data.samples.sample import Sample, Turn
 from llava_train.records.chat_messages import with_one_name
 from llava_train.records.lost_media import standing_tag
 from llava_train.records.media_paths import inside

@@ -1,6 +1,6 @@
 """The page of a preview, in one file that opens anywhere: figures of each stage, then samples as the model sees them.
 
-Enters: what `survey` finds and shows. Leaves: HTML without a reference to another file, `preview_page.html` filled in.
+Enters: what `survey` finds and shows. Leaves: HTML without a reference to another file, `page.html` filled in.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from llava_train.batch.packed import VisualLayout
 from llava_train.config.schema import StageConfig
 from llava_train.costs.dims import ModelDims
-from llava_train.data.encode import EncodedSample
-from llava_train.data.preview import Run, Shown, medium_words, runs
-from llava_train.data.preview_figures import lengths, mixture_table, packs
-from llava_train.data.survey import KINDS, Kind, Survey, kind_of
+from llava_train.data.preview.figures import lengths, mixture_table, packs
+from llava_train.data.preview.measure import KINDS, Kind, Survey, kind_of
+from llava_train.data.preview.samples import Run, Shown, medium_words, runs
+from llava_train.data.samples.encode import EncodedSample
 from llava_train.shared.errors import DataError
 from llava_train.shared.html import data_uri, escaped
 
-TEMPLATE, STAGE = Path(__file__).with_suffix(".html"), Path(__file__).with_name("preview_stage.html")
+TEMPLATE, STAGE = Path(__file__).with_suffix(".html"), Path(__file__).with_name("stage.html")
 BUDGET = 8_000_000  # characters of all pictures
 OF_SAMPLE = 1 / 150  # of what is left of them
 PICTURE = 560  # pixels of the longer side of a picture, at most

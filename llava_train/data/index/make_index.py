@@ -29,12 +29,13 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from llava_train.data.encode import Encoder, Measured
-from llava_train.data.formats import MediaRoots, to_answered
-from llava_train.data.index import ABOUT, CUT, KINDS, MEDIA, MEDIUM, RECORDS, REFUSED, ROWS, SCHEMA, Index
-from llava_train.data.media import MediaReader, MediumSize
-from llava_train.data.sample import Sample
-from llava_train.data.sample_notes import note_of
+from llava_train.config.schema import Config
+from llava_train.data.index.source_index import ABOUT, CUT, KINDS, MEDIA, MEDIUM, RECORDS, REFUSED, ROWS, SCHEMA, Index
+from llava_train.data.media.sample_media import MediaReader, MediumSize
+from llava_train.data.samples.encode import Encoder, Measured
+from llava_train.data.samples.notes import note_of
+from llava_train.data.samples.parse import MediaRoots, to_answered
+from llava_train.data.samples.sample import Sample
 from llava_train.records.identity import digest
 from llava_train.records.media_file import PackedFile
 from llava_train.records.readers.open import Raw, Source, record_of
@@ -338,3 +339,8 @@ def locked(path: Path, name: str) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def index_folder(config: Config) -> Path:
+    """Where the indexes of sources and the plans of epochs are kept, for all runs beside this one."""
+    return Path(config.data.cache or Path(config.run.dir).parent / "index")

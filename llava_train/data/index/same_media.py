@@ -21,10 +21,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from llava_train.data.held_out import Pictures, unhashed
-from llava_train.data.index import PICTURES, REFUSED, Index
-from llava_train.data.indexing import COLUMNS, PARALLEL_ABOVE, Reading, locked
-from llava_train.data.video import folder_frames
+from llava_train.data.index.make_index import COLUMNS, PARALLEL_ABOVE, Reading, locked
+from llava_train.data.index.source_index import PICTURES, REFUSED, Index
+from llava_train.data.media.video import folder_frames
+from llava_train.data.samples.held_out import Pictures, unhashed
 from llava_train.records.media_file import MediaFile, PackedFile, open_medium
 
 BYTES = 2**20  # read at a time

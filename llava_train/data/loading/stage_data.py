@@ -17,16 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from llava_train.config.schema import DataConfig, EvaluationConfig, StageConfig, TooLong
 from llava_train.costs.dims import ModelDims
 from llava_train.costs.flops import sample_cost
-from llava_train.data.dataset import StepBatches, StepDataset, to_arrays, to_tensors
-from llava_train.data.encode import Encoder, text_tokenizer
-from llava_train.data.formats import media_roots
-from llava_train.data.held_out import held_out_samples
-from llava_train.data.indexing import Reading, load_index
-from llava_train.data.media import make_media_reader
-from llava_train.data.mixture import present_sources
-from llava_train.data.packing import Budget, PackSizes, SampleSizes
-from llava_train.data.sampler import OnceOrder, Order, make_order
-from llava_train.data.view import Samples, Source, refusal
+from llava_train.data.index.make_index import Reading, load_index
+from llava_train.data.index.stage_samples import Samples, Source, refusal
+from llava_train.data.loading.steps import StepBatches, StepDataset, to_arrays, to_tensors
+from llava_train.data.media.sample_media import make_media_reader
+from llava_train.data.packing.order import OnceOrder, Order, make_order
+from llava_train.data.packing.packs import Budget, PackSizes, SampleSizes
+from llava_train.data.samples.encode import Encoder, text_tokenizer
+from llava_train.data.samples.held_out import held_out_samples
+from llava_train.data.samples.parse import media_roots
+from llava_train.data.samples.sampled_records import present_sources
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
 from llava_train.records.identity import Known, known

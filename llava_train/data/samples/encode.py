@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
-from llava_train.data.sample import Sample
+from llava_train.data.samples.sample import Sample
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.text.base import MediumKind, Piece, Template, TemplateError
 from llava_train.text.media_tags import media_tags

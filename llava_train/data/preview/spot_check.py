@@ -16,10 +16,10 @@ from typing import Any
 from llava_train.config.mixture import SourceConfig, file_sources
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import Config, VideoConfig
-from llava_train.data.formats import media_roots, to_answered
-from llava_train.data.media import make_limits, make_video_reader, media_sizes
-from llava_train.data.mixture import present_sources, sampled_records
-from llava_train.data.video import VideoReader
+from llava_train.data.media.sample_media import make_limits, make_video_reader, media_sizes
+from llava_train.data.media.video import VideoReader
+from llava_train.data.samples.parse import media_roots, to_answered
+from llava_train.data.samples.sampled_records import present_sources, sampled_records
 from llava_train.records.file_formats import COUNT_LIMIT
 from llava_train.records.readers.open import open_source, record_of
 from llava_train.shared.errors import DataError, Fault, counted

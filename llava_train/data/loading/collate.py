@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from llava_train.batch.packed import IGNORE_INDEX, PackedBatch
-from llava_train.data.encode import EncodedSample
+from llava_train.data.samples.encode import EncodedSample
 from llava_train.family.onevision.geometry import Geometry
 
 FILLER = "filler"

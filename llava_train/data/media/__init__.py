@@ -1,0 +1,1 @@
+"""Images and videos: sizes from headers, pixels as tiles."""

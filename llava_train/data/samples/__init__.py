@@ -1,0 +1,1 @@
+"""Records as samples, and samples as ids and labels."""
