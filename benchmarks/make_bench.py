@@ -7,7 +7,7 @@ vocabulary of 8192 rows; the others have the dimensions of the released checkpoi
 many layers of its language model alone, so that full tuning fits one GPU. A tokenizer of bytes uses the first rows.
 records.json, media/: text alone and single images of 1 to 9 tiles beside the overview, of random words and blobs, some
 441 tokens a sample in the median with `small`, 18 % of them supervised; with --mix all kinds of samples of
-LLaVA-OneVision's last stage, several images and videos among them, sized as `llava_train/data/simulate.py` draws them.
+LLaVA-OneVision's last stage, several images and videos among them, as `llava_train/plan/simulation.py` draws them.
 The same for the same seed and device; a folder that is there is left alone.
 """
 
@@ -29,11 +29,11 @@ from transformers import LlavaOnevisionConfig
 
 from llava_train.config.schema import VideoConfig
 from llava_train.costs.dims import KNOWN, ModelDims
-from llava_train.data.simulate import KINDS, LEAST_SIDE, Kind
 from llava_train.model.card import Card
 from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_checkpoint
 from llava_train.model.tensorfile import Spec
 from llava_train.model.tiny import byte_tokenizer, tiny_config
+from llava_train.plan.simulation import KINDS, LEAST_SIDE, Kind
 from llava_train.text.placeholders import add_tags
 
 FOLDER = Path(__file__).parent / "cache"

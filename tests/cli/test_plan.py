@@ -10,8 +10,8 @@ from llava_train.cli.main import main
 from llava_train.config.load import load
 from llava_train.costs.dims import KNOWN
 from llava_train.costs.flops import sample_cost
-from llava_train.data.plan import in_unit, measure_packing, plan_stage, simulated
 from llava_train.family.onevision.geometry import make_geometry
+from llava_train.plan.balance import in_unit, measure_packing, plan_stage, simulated
 from llava_train.shared.errors import ConfigError
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llava_train.config.schema import VideoConfig
-from llava_train.data.simulate import KINDS, Simulation, simulate
 from llava_train.family.onevision.geometry import Geometry
+from llava_train.plan.simulation import KINDS, Simulation, simulate
 
 GRID = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
 

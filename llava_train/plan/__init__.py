@@ -1,0 +1,1 @@
+"""What a run would cost on GPUs that are not here: packs drawn, ranks balanced, hours and memory in tables."""
