@@ -22,9 +22,11 @@ import torch
 from llava_train.config.fingerprint import dump
 from llava_train.config.load import load
 from llava_train.config.schema import VideoConfig
-from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_support
-from llava_train.model.tensorfile import Spec, Written, file_sha256, write_tensors
-from llava_train.model.tiny import byte_tokenizer, tiny_config
+from llava_train.model.files.tensor_files import Spec, Written, file_sha256, write_tensors
+from llava_train.model.hf_folder.folder import write_support
+from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
+from llava_train.model.hf_folder.weights import expected_specs
+from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config
 from llava_train.train.checkpoint import manifest_text, step_folder
 from llava_train.train.state import TrainState
 

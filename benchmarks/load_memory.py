@@ -27,8 +27,10 @@ def make_model(folder: Path, layers: int) -> int:
     from make_bench import random_weights
 
     from llava_train.config.schema import VideoConfig
-    from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_support, write_weights
-    from llava_train.model.tiny import byte_tokenizer, tiny_config
+    from llava_train.model.hf_folder.folder import write_support
+    from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
+    from llava_train.model.hf_folder.weights import expected_specs, write_weights
+    from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config
 
     tokenizer = byte_tokenizer()
     heads = {"num_attention_heads": 16, "num_key_value_heads": 8}
@@ -50,7 +52,7 @@ def make_model(folder: Path, layers: int) -> int:
 def start_stage(model: str, run_dir: str, level: str, way: str) -> None:
     """What a rank does before its first step; rank 0 prints each one's peak, and what it holds then, in bytes."""
     from llava_train.config.load import load
-    from llava_train.model.strict import load_strictly
+    from llava_train.model.loading.strict_load import load_strictly
     from llava_train.train import build
     from llava_train.train.distributed import start_ranks
     from llava_train.train.stages import pending_stages

@@ -29,10 +29,12 @@ from transformers import LlavaOnevisionConfig
 
 from llava_train.config.schema import VideoConfig
 from llava_train.costs.dims import KNOWN, ModelDims
-from llava_train.model.card import Card
-from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_checkpoint
-from llava_train.model.tensorfile import Spec
-from llava_train.model.tiny import byte_tokenizer, tiny_config
+from llava_train.model.files.tensor_files import Spec
+from llava_train.model.hf_folder.card import Card
+from llava_train.model.hf_folder.folder import write_checkpoint
+from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
+from llava_train.model.hf_folder.weights import expected_specs
+from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config
 from llava_train.plan.simulation import KINDS, LEAST_SIDE, Kind
 from llava_train.text.placeholders import add_tags
 

@@ -39,8 +39,8 @@ from llava_train.data.loading.collate import collate
 from llava_train.data.samples.encode import EncodedSample, Encoder, text_tokenizer
 from llava_train.data.samples.parse import MediaRoots, to_sample
 from llava_train.family.onevision.geometry import make_geometry
-from llava_train.model.attention import PACKED, Documents, register
-from llava_train.model.loss import make_loss
+from llava_train.model.forward.attention import PACKED, Documents, register
+from llava_train.model.forward.loss import make_loss
 from llava_train.text.named_templates import make_template
 from llava_train.text.placeholders import add_tags
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llava_train.config.load import load_verb
 from llava_train.config.schema import ConvertConfig
-from llava_train.model.convert import convert
+from llava_train.model.convert.convert import convert
 
 
 def run(argv: list[str]) -> int:

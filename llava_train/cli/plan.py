@@ -26,7 +26,7 @@ WIDTH = 110  # columns; a pipe has none of its own
 
 def run(argv: list[str]) -> int:
     """Prints the plan of each stage. Raises ConfigError, and DataError where samples are bad (data.on_error=error)."""
-    from llava_train.model.build import resolve_init
+    from llava_train.model.loading.load_model import resolve_init
 
     config = load(argv)
     names = [config.plan.stage] if config.plan.stage else list(config.stages)
@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
 
 
 def _draws(config: Config, name: str, dims: ModelDims) -> Draws:
-    from llava_train.model.hf import stage_geometries
+    from llava_train.model.hf_folder.preparation import stage_geometries
 
     stage = config.stages[name]
     geometry = stage_geometries(config.stages, config.model.init, dims.tile_size, dims.patch_size)[name]

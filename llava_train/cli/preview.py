@@ -82,8 +82,8 @@ def _sources(config: Config) -> dict[str, dict[str, SourceConfig]]:
 
 def _read_model(config: Config) -> tuple[dict[str, Geometry], ModelDims, PreTrainedTokenizerBase]:
     """The geometry of each stage, and what is the same in all."""
-    from llava_train.model.build import resolve_init
-    from llava_train.model.hf import stage_geometries
+    from llava_train.model.hf_folder.preparation import stage_geometries
+    from llava_train.model.loading.load_model import resolve_init
 
     with TemporaryDirectory() as folder:
         model = resolve_init(config.model, Path(folder))

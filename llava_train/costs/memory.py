@@ -25,7 +25,7 @@ WEIGHT = {"none": 0.0, "8bit": 1.0, "4bit": 0.53}  # bytes of a quantised weight
 LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered at the most, as train/engine.py sets it
 BUCKET = 200_000_000  # gradients on their way between ranks at ZeRO 2 and 3, likewise; at ZeRO 2 there are two
 RESERVED = 2e9  # bytes of the CUDA context, of the libraries and of what the allocator cannot use; a guess
-ROWS = 2048  # of logits at a time, as in model/loss.py
+ROWS = 2048  # of logits at a time, as in model/forward/loss.py
 FILLED = 0.92  # share of a memory that gradient_checkpointing=auto plans to fill; a guess
 
 

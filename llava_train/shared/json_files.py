@@ -27,3 +27,7 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(entry) for entry in value]
     return value
+
+
+def write_json_file(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(to_json(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

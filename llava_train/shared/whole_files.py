@@ -1,8 +1,11 @@
-"""Small files written whole or not at all, and files of lines read without one that is being written."""
+"""Files and folders written whole or not at all, and files of lines read without one that is being written."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +34,38 @@ def whole_lines(path: Path) -> list[bytes]:
     which `str.splitlines` ends a line."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith(b"\n")]
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` to write to, which is flushed and takes its place at the end; removed on an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writing, replaced = (out.with_name(f".{out.name}.{word}") for word in ("writing", "replaced"))
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir()
+    try:
+        yield writing
+    except BaseException:
+        shutil.rmtree(writing)
+        raise
+    flush_tree(writing)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        out.rename(replaced)
+    writing.rename(out)
+    flush(out.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def flush_tree(folder: Path) -> None:
+    """Forces every file below `folder`, and the folders' own entries, to disk."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,18 +7,6 @@ from llava_train.text.named_templates import chat_name
 from llava_train.text.qwen import QWEN_MESSAGES
 from llava_train.text.vicuna import VICUNA_MESSAGES
 
-
-def chat_template(name: NamedTemplate, tag_policy: TagPolicy) -> str:
-    """Jinja source for an exported checkpoint: messages as its template has turns, answers marked as generated.
-
-    `content` is a string, taken as written, or parts {type: image}, {type: video}, {type: text, text}. front: the only
-    medium of a message comes first, a newline after it, the joined text stripped. Else media keep their place, each
-    followed by a newline unless the text after it begins with one.
-    """
-    messages = VICUNA_MESSAGES if chat_name(name) == "vicuna" else QWEN_MESSAGES
-    return (_RENDER + messages).replace("FRONT", "true" if tag_policy == "front" else "false")
-
-
 _RENDER = r"""
 {%- macro render(content) -%}
   {%- set ns = namespace(num_media=0, tag='', words='', text='', open=false) -%}
@@ -48,3 +36,14 @@ _RENDER = r"""
   {%- endif -%}
 {%- endmacro -%}
 """.lstrip()
+
+
+def chat_template(name: NamedTemplate, tag_policy: TagPolicy) -> str:
+    """Jinja source for an exported checkpoint: messages as its template has turns, answers marked as generated.
+
+    `content` is a string, taken as written, or parts {type: image}, {type: video}, {type: text, text}. front: the only
+    medium of a message comes first, a newline after it, the joined text stripped. Else media keep their place, each
+    followed by a newline unless the text after it begins with one.
+    """
+    messages = VICUNA_MESSAGES if chat_name(name) == "vicuna" else QWEN_MESSAGES
+    return (_RENDER + messages).replace("FRONT", "true" if tag_policy == "front" else "false")

@@ -23,11 +23,11 @@ from llava_train.data.media.sample_media import Limits, MediaReader
 from llava_train.data.media.video import VideoReader
 from llava_train.data.samples.encode import EncodedSample, Encoder
 from llava_train.data.samples.sample import Sample
-from llava_train.model.adapter import attach_adapter
-from llava_train.model.build import DTYPES, load_checkpoint
-from llava_train.model.generate import generate
-from llava_train.model.hf import read_preparation
-from llava_train.model.onevision import PackedForward
+from llava_train.model.forward.generate import generate
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.preparation import read_preparation
+from llava_train.model.loading.load_model import DTYPES, load_checkpoint
+from llava_train.model.prepare.adapter import attach_adapter
 from llava_train.shared.errors import ConfigError, DataError, Fault
 from llava_train.text.checkpoint_template import stage_template
 from llava_train.text.named_templates import chat_name

@@ -24,8 +24,8 @@ from llava_train.costs.dims import ModelDims, read_dims
 from llava_train.costs.flops import SampleCost, needed_cost, sample_cost
 from llava_train.costs.memory import activations, states
 from llava_train.data.loading.steps import StepBatches
-from llava_train.model.build import DTYPES
-from llava_train.model.products import lacks_bf16
+from llava_train.model.forward.cpu_bf16 import lacks_bf16
+from llava_train.model.loading.load_model import DTYPES
 from llava_train.shared.host_memory import peak_memory, restart_peak
 from llava_train.train.build import build_data, build_model, build_trainer
 from llava_train.train.distributed import Ranks

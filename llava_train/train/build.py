@@ -12,11 +12,11 @@ from llava_train.costs.dims import read_dims
 from llava_train.data.index.make_index import index_folder
 from llava_train.data.loading import stage_data as data_build
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.model.attention import choose_kernel
-from llava_train.model.build import DTYPES, LoadedModel, load_model
-from llava_train.model.hf import stage_geometries
-from llava_train.model.strict import load_strictly
-from llava_train.model.unread import load_unread
+from llava_train.model.forward.attention import choose_kernel
+from llava_train.model.hf_folder.preparation import stage_geometries
+from llava_train.model.loading.lazy_weights import load_unread
+from llava_train.model.loading.load_model import DTYPES, LoadedModel, load_model
+from llava_train.model.loading.strict_load import load_strictly
 from llava_train.train.distributed import Ranks
 from llava_train.train.loop import Trainer
 from llava_train.train.signals import StopSignal

@@ -13,9 +13,9 @@ from yaml import YAMLError
 from llava_train.config.mixture import stage_sources
 from llava_train.config.rules.adapter import how_trained
 from llava_train.config.schema import Config, ModelConfig, StageConfig
-from llava_train.model.card import Card, Origin, Source, card_record, is_hub_name, last_names, render_card
-from llava_train.model.hf import PREPARATION_FILE
-from llava_train.model.trainable import PARTS
+from llava_train.model.hf_folder.card import Card, Origin, Source, card_record, is_hub_name, last_names, render_card
+from llava_train.model.hf_folder.preparation import PREPARATION_FILE
+from llava_train.model.prepare.trained_parts import PARTS
 from llava_train.shared.errors import ConfigError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json, write_whole

@@ -20,8 +20,8 @@ from torch import nn
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import OptimizerConfig, StageConfig
-from llava_train.model.tensorfile import SlicedFiles
-from llava_train.model.unread import read_weight, unread
+from llava_train.model.files.tensor_files import SlicedFiles
+from llava_train.model.loading.lazy_weights import read_weight, unread
 from llava_train.shared.errors import RunError
 from llava_train.train.deepspeed_fields import internal
 from llava_train.train.distributed import Ranks

@@ -19,16 +19,19 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from llava_train.config.load import load_dumped
 from llava_train.config.schema import Config, LoraConfig
-from llava_train.model.adapter import adapter_names, adapter_of, peft_config, saved_modules, write_adapter
-from llava_train.model.card import Card
-from llava_train.model.hf import expected_specs, read_preparation, whole_folder, write_card, write_weights
-from llava_train.model.prove import Check, prove
-from llava_train.model.start_weights import StartWeights
-from llava_train.model.tensorfile import SlicedFiles, Spec
-from llava_train.model.trainable import is_adapter
+from llava_train.model.files.start_weights import StartWeights
+from llava_train.model.files.tensor_files import SlicedFiles, Spec
+from llava_train.model.hf_folder.card import Card
+from llava_train.model.hf_folder.check_export import Check, prove
+from llava_train.model.hf_folder.folder import write_card
+from llava_train.model.hf_folder.preparation import read_preparation
+from llava_train.model.hf_folder.weights import expected_specs, write_weights
+from llava_train.model.prepare.adapter import adapter_names, adapter_of, peft_config, saved_modules, write_adapter
+from llava_train.model.prepare.trained_parts import is_adapter
 from llava_train.shared.errors import RunError
 from llava_train.shared.host_memory import peak_memory, restart_peak
 from llava_train.shared.json_files import to_json
+from llava_train.shared.whole_files import whole_folder
 from llava_train.train import checkpoint
 from llava_train.train.card import make_card
 from llava_train.train.stages import Stage, all_stages

@@ -18,7 +18,7 @@ from llava_train.config.schema import StageConfig
 from llava_train.costs.dims import ModelDims
 from llava_train.costs.flops import Recomputed
 from llava_train.costs.memory import recomputed_layers
-from llava_train.model.fused import compile_gates
+from llava_train.model.forward.fused import compile_gates
 from llava_train.shared.host_memory import available_memory
 from llava_train.train.distributed import Ranks
 

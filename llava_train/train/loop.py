@@ -21,12 +21,13 @@ from llava_train.config.schema import Config, StageConfig
 from llava_train.costs.dims import read_dims
 from llava_train.data.loading.stage_data import StageData
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.model.adapter import inject, saved_modules
-from llava_train.model.build import DTYPES, LoadedModel
-from llava_train.model.hf import Preparation, write_support
-from llava_train.model.onevision import PackedForward
-from llava_train.model.prove import refuse_support
-from llava_train.model.trainable import PartRow, parameter_groups, part_of, part_table, set_trainable
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.check_export import refuse_support
+from llava_train.model.hf_folder.folder import write_support
+from llava_train.model.hf_folder.preparation import Preparation
+from llava_train.model.loading.load_model import DTYPES, LoadedModel
+from llava_train.model.prepare.adapter import inject, saved_modules
+from llava_train.model.prepare.trained_parts import PartRow, parameter_groups, part_of, part_table, set_trainable
 from llava_train.shared.console import console
 from llava_train.shared.errors import DataError, RunError, counted
 from llava_train.train import checkpoint

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from llava_train.cli.main import main
 from llava_train.data.samples.sample import Sample
-from llava_train.model.tiny import make_tiny
+from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.records.media_file import PackedFile
 from llava_train.text.chat_template import chat_template
 from llava_train.train.evaluate import Prediction

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llava_train.cli.main import main
-from llava_train.model.tiny import make_tiny
+from llava_train.model.loading.tiny_model import make_tiny
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from chat_templates import RELEASED
 from safetensors.numpy import save_file
 
 from llava_train.cli.main import main
-from llava_train.model.tiny import byte_tokenizer
+from llava_train.model.loading.tiny_model import byte_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {

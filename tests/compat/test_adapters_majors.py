@@ -10,9 +10,9 @@ import torch
 from transformers import LlavaOnevisionForConditionalGeneration as OneVision
 
 from llava_train.config.schema import LearningRates, LoraConfig
-from llava_train.model.adapter import inject, peft_config, write_adapter
-from llava_train.model.tiny import make_tiny
-from llava_train.model.trainable import set_trainable
+from llava_train.model.loading.tiny_model import make_tiny
+from llava_train.model.prepare.adapter import inject, peft_config, write_adapter
+from llava_train.model.prepare.trained_parts import set_trainable
 
 LORA = {"language_model": LoraConfig(rank=4, alpha=8)}
 

@@ -10,7 +10,7 @@ import torch
 from runs import TINY
 
 from llava_train.data.samples.sample import Sample, Turn
-from llava_train.model.tiny import make_tiny
+from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.train.answer import Answerer
 
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from llava_train.config.schema import GenerateModel, VideoConfig
-from llava_train.model.build import load_checkpoint
-from llava_train.model.generate import generate
-from llava_train.model.hf import Preparation, checkpoint_geometry, write_checkpoint
-from llava_train.model.loading import pipeline_lines, processor_lines
-from llava_train.model.onevision import PackedForward
-from llava_train.model.tiny import make_tiny
+from llava_train.model.forward.generate import generate
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.folder import write_checkpoint
+from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
+from llava_train.model.hf_folder.usage_lines import pipeline_lines, processor_lines
+from llava_train.model.loading.load_model import load_checkpoint
+from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 
 sys.path.append(str(Path(__file__).parents[1] / "parity"))

@@ -15,8 +15,9 @@ from onevision_reference import SINGLE, Ours
 from part_folders import FAMILIES, LLAMA3_ROPE, write_parts
 
 from llava_train.config.schema import VideoConfig
-from llava_train.model.build import load_model
-from llava_train.model.hf import Preparation, checkpoint_geometry, write_checkpoint
+from llava_train.model.hf_folder.folder import write_checkpoint
+from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
+from llava_train.model.loading.load_model import load_model
 
 WINDOW = 8
 TEXTS = {"qwen": "<|im_start|>user\n<image>\nIt's 12 degrees.<|im_end|>\n", "plain": "<image>It's 12 degrees."}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llava_train.data.samples.prompts import with_tags
 from llava_train.data.samples.sample import Sample, Turn
-from llava_train.model.tiny import byte_tokenizer, make_tiny
+from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny
 from llava_train.train.answer import Answerer
 
 NEW_TOKENS = 6

@@ -19,7 +19,7 @@ from llava_train.data.preview import measure
 from llava_train.data.preview import page as preview_page
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.settings import model_dims, read_model
-from llava_train.model.tiny import byte_tokenizer, make_tiny
+from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny
 from llava_train.shared.html import escaped
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"

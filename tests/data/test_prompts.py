@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from llava_train.data.samples.prompts import prompt_sample, read_prompts, with_tags
-from llava_train.model.tiny import make_tiny
+from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.shared.errors import DataError
 from llava_train.text.chat_template import chat_template
 

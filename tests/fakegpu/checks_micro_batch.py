@@ -18,9 +18,9 @@ from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import LearningRates, LoraConfig
 from llava_train.costs.flops import Recomputed
 from llava_train.data.loading.collate import filler
-from llava_train.model.hf import checkpoint_geometry
-from llava_train.model.onevision import PackedForward
-from llava_train.model.tiny import byte_tokenizer, tiny_config
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config
 
 ALL = LearningRates(1e-5, 1e-5, 1e-5)
 PROJECTOR = LearningRates("frozen", 1e-3, "frozen")

@@ -24,7 +24,7 @@ from llava_train.costs.dims import KNOWN, ModelDims, read_dims
 from llava_train.costs.flops import Recomputed, sample_cost
 from llava_train.costs.memory import activations
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.model.hf import checkpoint_geometry
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
 
 STAGE = replace(load(["+recipe=ov_stage"]).stages["onevision"], zero=ZeroConfig(2, False, False))  # all parts train
 ADAPTER = LoraConfig(4, 8)

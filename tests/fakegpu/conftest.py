@@ -11,8 +11,8 @@ from fake_gpu import FakeGpu
 @pytest.fixture(scope="session")
 def gpu() -> Iterator[FakeGpu]:
     """A card that has varlen attention."""
-    from llava_train.model import onevision
+    from llava_train.model.forward import packed_forward
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onevision, "choose_kernel", lambda *_: "varlen")
+        patch.setattr(packed_forward, "choose_kernel", lambda *_: "varlen")
         yield FakeGpu()

@@ -17,10 +17,10 @@ from llava_train.costs.flops import Recomputed
 from llava_train.data.loading.collate import collate
 from llava_train.data.samples.encode import EncodedSample
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.model.adapter import inject
-from llava_train.model.hf import checkpoint_geometry
-from llava_train.model.onevision import PackedForward
-from llava_train.model.trainable import set_trainable
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.prepare.adapter import inject
+from llava_train.model.prepare.trained_parts import set_trainable
 from llava_train.train.engine import place_buffers
 from llava_train.train.layers import set_layers
 

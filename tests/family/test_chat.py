@@ -9,7 +9,7 @@ import pytest
 from chat_templates import RELEASED, message
 from transformers import AutoTokenizer
 
-from llava_train.model.tiny import byte_tokenizer, make_tiny
+from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError
 from llava_train.text.base import TemplateError

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from llava_train.config.schema import ModelConfig
-from llava_train.model.build import LoadedModel, load_model
-from llava_train.model.tiny import make_tiny
+from llava_train.model.loading.load_model import LoadedModel, load_model
+from llava_train.model.loading.tiny_model import make_tiny
 
 
 @pytest.fixture(scope="session")

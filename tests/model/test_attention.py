@@ -8,9 +8,9 @@ import types
 import pytest
 import torch
 
-from llava_train.model import attention
-from llava_train.model.attention import Documents, choose_kernel, packed_attention, tile_attention
-from llava_train.model.blocked import BLOCK
+from llava_train.model.forward import attention
+from llava_train.model.forward.attention import Documents, choose_kernel, packed_attention, tile_attention
+from llava_train.model.forward.cpu_attention import BLOCK
 from llava_train.shared.errors import ConfigError
 
 LENGTHS = [3, 5, 5, 1, 5]

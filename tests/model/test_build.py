@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llava_train.config.schema import ModelConfig
-from llava_train.model.build import DTYPES, load_model
-from llava_train.model.strict import load_strictly
-from llava_train.model.unread import load_unread, read_weight, unread
+from llava_train.model.loading.lazy_weights import load_unread, read_weight, unread
+from llava_train.model.loading.load_model import DTYPES, load_model
+from llava_train.model.loading.strict_load import load_strictly
 from llava_train.shared.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
-from llava_train.model.card import Card, card_record, last_names, render_card, without_paths
+from llava_train.model.hf_folder.card import Card, card_record, last_names, render_card, without_paths
 
 APACHE = {"license": "apache-2.0"}
 

@@ -10,10 +10,16 @@ import torch
 from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from llava_train.model.card import render_card
-from llava_train.model.loading import NOT_QUANTISED, four_bit_lines, pipeline_lines, plain_lines, processor_lines
-from llava_train.model.tiny import byte_tokenizer, make_tiny, tiny_config, tiny_model
-from llava_train.model.trainable import part_of
+from llava_train.model.hf_folder.card import render_card
+from llava_train.model.hf_folder.usage_lines import (
+    NOT_QUANTISED,
+    four_bit_lines,
+    pipeline_lines,
+    plain_lines,
+    processor_lines,
+)
+from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny_config, tiny_model
+from llava_train.model.prepare.trained_parts import part_of
 
 IMAGES = sorted((Path(__file__).parents[2] / "data/tiny/images").iterdir())
 ALL = [plain_lines, processor_lines, pipeline_lines, four_bit_lines]

@@ -8,11 +8,11 @@ from accelerate import infer_auto_device_map
 from onevision_reference import KINDS, Ours
 
 from llava_train.config.schema import GenerateModel
-from llava_train.model.build import load_checkpoint
-from llava_train.model.generate import generate
-from llava_train.model.hf import checkpoint_geometry
-from llava_train.model.onevision import PackedForward, device_of
-from llava_train.model.tiny import byte_tokenizer, make_tiny, tiny_config, tiny_model
+from llava_train.model.forward.generate import generate
+from llava_train.model.forward.packed_forward import PackedForward, device_of
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.loading.load_model import load_checkpoint
+from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny_config, tiny_model
 
 NEW_TOKENS = 8
 PARTS = ("model.vision_tower", "model.multi_modal_projector", "model.language_model", "lm_head")

@@ -12,7 +12,7 @@ from transformers import Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 
-from llava_train.model.fused import compile_gates, fuse_norms
+from llava_train.model.forward.fused import compile_gates, fuse_norms
 
 
 @pytest.mark.parametrize("kind", [Qwen2RMSNorm, LlamaRMSNorm])

@@ -20,10 +20,12 @@ from llava_train.batch.packed import VisualLayout
 from llava_train.cli.main import main
 from llava_train.config.schema import GenerateModel, VideoConfig
 from llava_train.data.samples.sample import Sample, Turn
-from llava_train.model import hf
-from llava_train.model.build import load_checkpoint
-from llava_train.model.hf import Preparation, checkpoint_geometry, export_name, read_preparation, write_checkpoint
-from llava_train.model.tiny import tiny_config, tiny_model
+from llava_train.model.files.names import export_name
+from llava_train.model.hf_folder import weights
+from llava_train.model.hf_folder.folder import write_checkpoint
+from llava_train.model.hf_folder.preparation import PREPARATION_FILE, Preparation, checkpoint_geometry, read_preparation
+from llava_train.model.loading.load_model import load_checkpoint
+from llava_train.model.loading.tiny_model import tiny_config, tiny_model
 from llava_train.text.placeholders import add_tags
 from llava_train.train.answer import Answerer
 
@@ -61,7 +63,7 @@ def test_names_are_those_of_the_older_major():
 
 def test_shards_hold_what_one_file_holds(loaded, tmp_path, monkeypatch):
     write(tmp_path / "one", loaded)
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 100_000)
     write(tmp_path / "many", loaded)
     one = load_file(tmp_path / "one" / "model.safetensors")
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
@@ -80,7 +82,7 @@ def test_shards_hold_what_one_file_holds(loaded, tmp_path, monkeypatch):
 
 def test_tensors_are_taken_one_by_one(loaded, tmp_path, monkeypatch):
     """Each is in the file before the next is asked for, and no tensor that was written is still alive."""
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 100_000)
     on_disk, alive = [], []
 
     def stream():
@@ -133,7 +135,7 @@ def test_notes_come_back(loaded, tmp_path):
     write(tmp_path / "out", loaded, mode="square")
     again = load_checkpoint(GenerateModel(str(tmp_path / "out")), "auto")
     assert read_preparation(str(tmp_path / "out"), again.model.config) == preparation(loaded, "square")
-    (tmp_path / "out" / hf.PREPARATION_FILE).unlink()
+    (tmp_path / "out" / PREPARATION_FILE).unlink()
     released = read_preparation(str(tmp_path / "out"), again.model.config)
     assert (released.template, released.tag_policy, released.video) == ("qwen", "front", VideoConfig(1.0, 32))
     assert released.geometry.mode == "anyres"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from llava_train.model import loss as loss_module
-from llava_train.model.loss import Head, make_loss
-from llava_train.model.products import lacks_bf16
+from llava_train.model.forward import loss as loss_module
+from llava_train.model.forward.cpu_bf16 import lacks_bf16
+from llava_train.model.forward.loss import Head, make_loss
 
 WEIGHT = [[1.0, 0.5], [-0.5, 0.25], [0.0, 2.0]]
 

@@ -11,9 +11,9 @@ import torch
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import LearningRates
 from llava_train.costs.flops import Recomputed
-from llava_train.model.hf import checkpoint_geometry
-from llava_train.model.onevision import PackedForward
-from llava_train.model.trainable import set_trainable
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.prepare.trained_parts import set_trainable
 from llava_train.train.layers import set_layers
 
 ALL = LearningRates(1e-3, 1e-3, 1e-3)

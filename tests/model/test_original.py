@@ -26,11 +26,11 @@ from start_table import POINTER
 from transformers import AutoTokenizer
 
 from llava_train.config.schema import ConvertConfig, GenerateModel
-from llava_train.model.build import load_checkpoint
-from llava_train.model.convert import convert, plan
-from llava_train.model.hf import checkpoint_geometry, read_preparation
-from llava_train.model.original import read_pixels
-from llava_train.model.tiny import make_tiny
+from llava_train.model.convert.convert import convert, plan
+from llava_train.model.convert.original import read_pixels
+from llava_train.model.hf_folder.preparation import checkpoint_geometry, read_preparation
+from llava_train.model.loading.load_model import load_checkpoint
+from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.shared.errors import ConfigError
 
 PROJECTOR = "model.multi_modal_projector."

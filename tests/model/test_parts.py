@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Siglip2VisionConfig, Siglip2VisionModel
 
 from llava_train.config.schema import ModelConfig
-from llava_train.model.build import load_model
-from llava_train.model.hf import checkpoint_geometry
-from llava_train.model.onevision import PackedForward
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.loading.load_model import load_model
 from llava_train.shared.errors import ConfigError
 
 TIED = ("qwen2", "qwen2.5", "llama3")

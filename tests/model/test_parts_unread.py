@@ -10,9 +10,9 @@ import torch
 from part_folders import write_parts
 from safetensors.torch import load_file, save_file
 
-from llava_train.model.build import load_model
-from llava_train.model.strict import load_strictly
-from llava_train.model.unread import load_unread, read_weight, unread
+from llava_train.model.loading.lazy_weights import load_unread, read_weight, unread
+from llava_train.model.loading.load_model import load_model
+from llava_train.model.loading.strict_load import load_strictly
 
 ROWS = {"enough rows": 1088, "too few": 1024}  # for the tokenizer's 1024 tokens, <image> and <video>
 SHARDS = {"one file": "1GB", "shards": "100KB"}

@@ -18,10 +18,10 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.model.adapter import attach_adapter
-from llava_train.model.hf import checkpoint_geometry
-from llava_train.model.onevision import PackedForward
-from llava_train.model.tiny import make_tiny
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.loading.tiny_model import make_tiny
+from llava_train.model.prepare.adapter import attach_adapter
 from llava_train.shared.errors import ConfigError
 
 LANGUAGE = r".*language_model.*\.(q_proj|v_proj)"

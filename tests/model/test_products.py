@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llava_train.model import products
+from llava_train.model.forward import cpu_bf16
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def without_bf16(monkeypatch):
 def test_a_bf16_linear_layer_is_the_fp32_one_rounded_in_output_and_gradients(without_bf16, bias):
     torch.manual_seed(0)
     layer = nn.Linear(64, 32, bias=bias, dtype=torch.bfloat16)
-    products.widen_products(nn.Sequential(layer), CPU)
+    cpu_bf16.widen_products(nn.Sequential(layer), CPU)
     x = torch.randn(2, 5, 64, dtype=torch.bfloat16, requires_grad=True)
     grad = torch.randn(2, 5, 32, dtype=torch.bfloat16)
     leaves = (x, *layer.parameters())
@@ -38,7 +38,7 @@ def test_a_bf16_linear_layer_is_the_fp32_one_rounded_in_output_and_gradients(wit
 def test_a_bf16_convolution_is_the_fp32_one_rounded(without_bf16):
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 8, 4, stride=4, dtype=torch.bfloat16)
-    products.widen_products(nn.Sequential(layer), CPU)
+    cpu_bf16.widen_products(nn.Sequential(layer), CPU)
     x = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)
     expected = nn.functional.conv2d(x.float(), layer.weight.float(), layer.bias.float(), stride=4)
     torch.testing.assert_close(layer(x), expected.bfloat16(), rtol=0, atol=0)
@@ -48,9 +48,9 @@ def test_fp32_layers_compute_as_they_did():
     layer = nn.Linear(8, 4)
     x = torch.randn(3, 8)
     expected = layer(x)
-    products.widen_products(layer, CPU)
+    cpu_bf16.widen_products(layer, CPU)
     assert torch.equal(layer(x), expected)
-    assert not products.lacks_bf16(x)
+    assert not cpu_bf16.lacks_bf16(x)
 
 
 @pytest.mark.parametrize(("device", "has_bf16"), [("meta", False), ("cpu", True)])
@@ -58,5 +58,5 @@ def test_no_layer_is_changed_on_a_gpu_or_on_a_cpu_with_bf16(monkeypatch, device,
     """`meta` stands in for a device that is no CPU."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
     layers = nn.Sequential(nn.Linear(8, 4), nn.Conv2d(3, 8, 4))
-    products.widen_products(layers, torch.device(device))
+    cpu_bf16.widen_products(layers, torch.device(device))
     assert [type(layer) for layer in layers] == [nn.Linear, nn.Conv2d]

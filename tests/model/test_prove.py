@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_train.config.schema import VideoConfig
-from llava_train.model import hf, prove
-from llava_train.model.hf import Preparation, checkpoint_geometry, expected_specs, write_support, write_weights
-from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
+from llava_train.model.files.names import export_name
+from llava_train.model.hf_folder import check_export, weights
+from llava_train.model.hf_folder.folder import write_support
+from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
+from llava_train.model.hf_folder.weights import expected_specs, write_weights
+from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config, tiny_model
 from llava_train.shared.errors import RunError
 from llava_train.shared.host_memory import peak_memory, restart_peak
 
@@ -29,7 +32,7 @@ class Export:
     tensors: dict[str, torch.Tensor]
 
     def prove(self):
-        return prove.prove(self.folder, self.config, self.hashes, self.tensors.__getitem__)
+        return check_export.prove(self.folder, self.config, self.hashes, self.tensors.__getitem__)
 
     def change_json(self, name, change):
         path = self.folder / name
@@ -75,9 +78,9 @@ def swap(tensors, one, other):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_whole_export_passes_every_check(tmp_path, monkeypatch, tied, dtype):
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 100_000)
     export = make(tmp_path / "out", tied, dtype)
-    assert (export.folder / hf.INDEX_FILE).exists()
+    assert (export.folder / weights.INDEX_FILE).exists()
     checks = export.prove()
     assert [check.done for check in checks] == [True] * 5
     assert checks[0].figures["bytes"] == sum(tensor.nbytes for tensor in export.tensors.values())
@@ -95,7 +98,7 @@ def test_swapped_tensors_of_equal_shape_are_found_by_their_hashes(export):
     with torch.no_grad():
         export.tensors[NORMS[0]].mul_(2)
     export.hashes = write_weights(export.folder, expected_specs(export.config, torch.float32), export.tensors.items())
-    export.change_file(lambda tensors: swap(tensors, *map(hf.export_name, NORMS)))
+    export.change_file(lambda tensors: swap(tensors, *map(export_name, NORMS)))
     refused(export, "tensor hashes", f"different: {', '.join(NORMS)}")
 
 
@@ -114,14 +117,14 @@ def test_swapped_tensors_of_equal_shape_are_found_by_the_logits(export):
 def test_renamed_key_is_found_by_each_of_three_checks(export, monkeypatch, check, key):
     functions = {"tensor hashes": "_hashes", "keys in transformers 4.57": "_older_keys"}
     for name in functions.keys() - {check}:
-        monkeypatch.setattr(prove, functions[name], lambda *_: ("passed over", {}))
+        monkeypatch.setattr(check_export, functions[name], lambda *_: ("passed over", {}))
     export.change_file(lambda tensors: tensors.update({"other": tensors.pop(key)}))
     refused(export, check, "missing: ", "unexpected: other")
 
 
 def test_keys_that_only_the_newer_major_knows_are_found(export, monkeypatch):
     """The names that transformers 5 itself writes, which 4.57 does not find."""
-    monkeypatch.setattr(prove, "_hashes", lambda *_: ("passed over", {}))
+    monkeypatch.setattr(check_export, "_hashes", lambda *_: ("passed over", {}))
 
     def rename(tensors):
         for key in [key for key in tensors if key.startswith("vision_tower.")]:
@@ -129,23 +132,23 @@ def test_keys_that_only_the_newer_major_knows_are_found(export, monkeypatch):
 
     export.change_file(rename)
     refused(export, "keys in transformers 4.57", "missing: model.vision_tower.vision_model.embeddings")
-    monkeypatch.setattr(prove, "_older_keys", lambda *_: ("passed over", {}))
+    monkeypatch.setattr(check_export, "_older_keys", lambda *_: ("passed over", {}))
     assert export.prove()[2].done
 
 
 def test_other_shape_is_found_by_both_majors(export, monkeypatch):
-    monkeypatch.setattr(prove, "_hashes", lambda *_: ("passed over", {}))
+    monkeypatch.setattr(check_export, "_hashes", lambda *_: ("passed over", {}))
     export.change_file(lambda tensors: tensors.update({"image_newline": torch.zeros(3)}))
     refused(export, "keys in transformers 4.57", "different: model.image_newline")
-    monkeypatch.setattr(prove, "_older_keys", lambda *_: ("passed over", {}))
+    monkeypatch.setattr(check_export, "_older_keys", lambda *_: ("passed over", {}))
     refused(export, "keys in transformers 5", "mismatched", "image_newline")
 
 
 def test_index_that_names_another_file_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 100_000)
     export = make(tmp_path / "out")
     last = sorted(export.folder.glob("*.safetensors"))[-1].name
-    export.change_json(hf.INDEX_FILE, lambda index: index["weight_map"].update({"image_newline": last}))
+    export.change_json(weights.INDEX_FILE, lambda index: index["weight_map"].update({"image_newline": last}))
     refused(export, "keys in transformers 4.57", "index", "different: image_newline")
 
 
@@ -166,7 +169,7 @@ def test_index_that_names_another_file_is_found(tmp_path, monkeypatch):
 )
 def test_file_that_disagrees_is_found(export, monkeypatch, name, change, told):
     for check in ("_older_keys", "_installed_keys"):
-        monkeypatch.setattr(prove, check, lambda *_: ("passed over", {}))
+        monkeypatch.setattr(check_export, check, lambda *_: ("passed over", {}))
     export.change_json(name, change)
     refused(export, "config", told)
 
@@ -177,7 +180,7 @@ def test_missing_chat_template_is_found(export):
 
 
 def test_logits_are_left_out_with_the_reason_where_memory_does_not_allow(export, monkeypatch):
-    monkeypatch.setattr(prove, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(check_export, "available_memory", lambda: 10**9)
     *others, logits = export.prove()
     assert all(check.done for check in others)
     assert not logits.done
@@ -186,10 +189,10 @@ def test_logits_are_left_out_with_the_reason_where_memory_does_not_allow(export,
 
 def test_logits_are_left_out_where_they_would_take_too_long(export, monkeypatch):
     """Worked case: 2 models x 2 operations x tokens x weights at 1e4 a second."""
-    monkeypatch.setattr(prove, "_speed", lambda _: 1e4)
+    monkeypatch.setattr(check_export, "_speed", lambda _: 1e4)
     logits = export.prove()[-1]
     assert not logits.done
-    tokens = prove._prompt(export.folder)["input_ids"].numel()
+    tokens = check_export._prompt(export.folder)["input_ids"].numel()
     minutes = 4 * tokens * sum(tensor.numel() for tensor in export.tensors.values()) / 1e4 / 60
     assert minutes > 10
     assert logits.told == f"would take about {minutes:.0f} minutes on this machine's processor"
@@ -203,6 +206,6 @@ def test_hashing_keeps_no_shard_in_memory(export):
     hashes = write_weights(export.folder, specs, ((name, torch.ones(spec.shape)) for name, spec in specs.items()))
     restart_peak()
     before = peak_memory()
-    prove._hashes(export.folder, hashes)
+    check_export._hashes(export.folder, hashes)
     largest = 2**19 * 64 * 4
     assert peak_memory() - before < 1.5 * largest

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import GenerateModel
-from llava_train.model import quantized
-from llava_train.model.build import LoadedModel, load_checkpoint
-from llava_train.model.hf import checkpoint_geometry
-from llava_train.model.onevision import PackedForward
-from llava_train.model.trainable import part_table
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.loading import quantized
+from llava_train.model.loading.load_model import LoadedModel, load_checkpoint
+from llava_train.model.prepare.trained_parts import part_table
 from llava_train.shared.errors import ConfigError
 
 CLASSES = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}

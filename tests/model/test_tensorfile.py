@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_train.model.tensorfile import SlicedFiles, Spec, file_sha256, write_tensors
+from llava_train.model.files.tensor_files import SlicedFiles, Spec, file_sha256, write_tensors
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),

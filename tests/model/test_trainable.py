@@ -7,7 +7,7 @@ import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
 
 from llava_train.config.schema import LearningRates
-from llava_train.model.trainable import PARTS, parameter_groups, part_of, part_table, set_trainable
+from llava_train.model.prepare.trained_parts import PARTS, parameter_groups, part_of, part_table, set_trainable
 
 ALL = LearningRates(2e-6, 1e-5, 2e-5)
 PROJECTOR = LearningRates("frozen", 1e-3, "frozen")

@@ -9,10 +9,10 @@ from onevision_reference import Ours, Theirs
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.schema import ModelConfig
-from llava_train.model.build import load_model
-from llava_train.model.hf import checkpoint_geometry
-from llava_train.model.onevision import PackedForward
-from llava_train.model.tiny import make_tiny
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.loading.load_model import load_model
+from llava_train.model.loading.tiny_model import make_tiny
 
 
 @dataclass

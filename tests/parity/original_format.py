@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlavaOnevisionForConditionalGeneration, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
+from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config, tiny_model
 
 State = dict[str, torch.Tensor]
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from llava_train.config.schema import ModelConfig
-from llava_train.model.tiny import byte_tokenizer
+from llava_train.model.loading.tiny_model import byte_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Qwen2.5's tokens after Qwen2's three, ids 151646 to 151664; the thirteen in <| |> up to video_pad, with <|im_start|>

@@ -8,8 +8,8 @@ import pytest
 import torch
 from onevision_reference import KINDS, MIXED, SEVERAL, SINGLE, TEXT, VIDEO, Case
 
-from llava_train.model.attention import PACKED
-from llava_train.model.generate import generate
+from llava_train.model.forward.attention import PACKED
+from llava_train.model.forward.generate import generate
 from llava_train.text.chat_template import chat_template
 
 EQUAL_FRAMES = Case("mixed", MIXED.images, (3, 3), MIXED.text)

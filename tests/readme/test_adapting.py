@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava_train.cli.main import main
 from llava_train.config.load import load
-from llava_train.model.tiny import make_tiny
+from llava_train.model.loading.tiny_model import make_tiny
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/adapting.md").read_text()

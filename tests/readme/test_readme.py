@@ -11,7 +11,7 @@ from stage_folders import write_stage
 
 from llava_train.cli.main import VERBS, main
 from llava_train.config.shipped_files import shipped_recipes
-from llava_train.model.tiny import byte_tokenizer, make_tiny
+from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

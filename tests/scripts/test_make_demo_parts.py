@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llava_train.config.schema import ModelConfig
-from llava_train.model.build import load_model
+from llava_train.model.loading.load_model import load_model
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from llava_train.cli.main import main
-from llava_train.model.onevision import PackedForward
+from llava_train.model.forward.packed_forward import PackedForward
 
 if __name__ == "__main__":
     limit, spared = map(int, sys.argv[1:3])

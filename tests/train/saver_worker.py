@@ -10,7 +10,7 @@ from pathlib import Path
 from engine_worker import MICRO_BATCHES, Rows, Toy, make_groups, make_stage, make_steps
 
 from llava_train.config.schema import CheckpointConfig
-from llava_train.model.build import DTYPES
+from llava_train.model.loading.load_model import DTYPES
 from llava_train.train import checkpoint
 from llava_train.train.distributed import start_ranks
 from llava_train.train.engine import Engine

@@ -13,9 +13,9 @@ from test_equivalence import FOUR_PACKS, SETTINGS, ZERO
 from transformers import LlavaOnevisionForConditionalGeneration as Model
 
 from llava_train.data.samples.sample import Sample, Turn
-from llava_train.model.adapter import attach_adapter
-from llava_train.model.loading import adapter_lines, plain_lines
-from llava_train.model.tiny import make_tiny
+from llava_train.model.hf_folder.usage_lines import adapter_lines, plain_lines
+from llava_train.model.loading.tiny_model import make_tiny
+from llava_train.model.prepare.adapter import attach_adapter
 from llava_train.train.answer import Answerer
 
 KINDS = {

@@ -9,9 +9,9 @@ from torch._dynamo.utils import counters
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.costs.flops import Recomputed
-from llava_train.model.hf import checkpoint_geometry
-from llava_train.model.onevision import PackedForward
-from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
+from llava_train.model.forward.packed_forward import PackedForward
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config, tiny_model
 from llava_train.train.layers import _compile, set_layers
 
 
@@ -109,7 +109,7 @@ def test_varlen_attention_breaks_no_layer_and_no_pack_compiles_anew(monkeypatch,
         return varlen(query, key, value, cu_seq_q, max_q)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-    monkeypatch.setattr("llava_train.model.onevision.choose_kernel", lambda *_: "varlen")
+    monkeypatch.setattr("llava_train.model.forward.packed_forward.choose_kernel", lambda *_: "varlen")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     model = tiny_model(tiny_config(byte_tokenizer(), text={"num_hidden_layers": 3})).train()
     set_layers(model, recomputed, compiled=True)

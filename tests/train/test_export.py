@@ -12,9 +12,9 @@ from stage_folders import STEP, write_slices, write_stage
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from llava_train.cli.main import main
-from llava_train.model import hf, prove
-from llava_train.model.hf import export_name
-from llava_train.model.tiny import byte_tokenizer, tiny_config, tiny_model
+from llava_train.model.files.names import export_name
+from llava_train.model.hf_folder import check_export, write
+from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config, tiny_model
 from llava_train.shared.errors import RunError
 from llava_train.train.distributed import Ranks
 from llava_train.train.export import CHUNK, export_checkpoint
@@ -40,7 +40,7 @@ def files(folder):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_number_of_ranks_gives_the_same_folder(model, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr("llava_train.train.export.CHUNK", 1000)
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(write, "MAX_SHARD_BYTES", 100_000)
     assert CHUNK > 1000
     seen = []
     for num_ranks in (1, 2, 3):
@@ -123,7 +123,7 @@ def test_a_stage_does_not_go_on_with_another_tokenizer(model, tmp_path):
 
 
 def test_report_and_card_tell_what_was_done(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(prove, "available_memory", lambda: 10**6)
+    monkeypatch.setattr(check_export, "available_memory", lambda: 10**6)
     stage_dir = write_stage(tmp_path / "run", model, TOKENIZER)
     report = export(stage_dir, tmp_path / "out")
     assert json.loads((tmp_path / "out/export.json").read_text()) == report
@@ -145,7 +145,7 @@ def test_refused_export_leaves_the_folder_as_it_was(model, tmp_path, monkeypatch
     stage_dir = write_stage(tmp_path / "run", model, TOKENIZER)
     export(stage_dir, tmp_path / "out")
     before = files(tmp_path / "out")
-    write_weights = hf.write_weights
+    write_weights = write.write_weights
 
     def damaging(folder, *rest):
         hashes = write_weights(folder, *rest)

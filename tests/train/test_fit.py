@@ -12,7 +12,7 @@ from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.config.load import load
 from llava_train.costs.dims import read_dims
 from llava_train.costs.flops import Recomputed
-from llava_train.model.tiny import byte_tokenizer, tiny_config
+from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config
 from llava_train.shared.errors import RunError
 from llava_train.train.fit import Fit, PackTooLarge
 from llava_train.train.step import StepCounts, train_step

@@ -9,8 +9,8 @@ from test_adapters import KINDS, ONE_EACH, outcome
 from test_equivalence import FOUR_PACKS, SETTINGS, ZERO
 
 from llava_train.config.schema import GenerateModel
-from llava_train.model.adapter import attach_adapter
-from llava_train.model.build import load_checkpoint
+from llava_train.model.loading.load_model import load_checkpoint
+from llava_train.model.prepare.adapter import attach_adapter
 
 KEEP = "stages.onevision.checkpoint.keep=4"
 LOADS = {name: f"stages.onevision.load_in={name} {KINDS['lora']} {KEEP}" for name in ("4bit", "8bit")}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llava_train.config.load import load
-from llava_train.model.tensorfile import Written, file_sha256
+from llava_train.model.files.tensor_files import Written, file_sha256
 from llava_train.records.identity import look_again
 from llava_train.records.readers.open import open_source
 from llava_train.shared.errors import RunError

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.schema import LearningRate, LearningRates
-from llava_train.model.onevision import num_tower_layers
+from llava_train.model.forward.packed_forward import num_tower_layers
 
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)

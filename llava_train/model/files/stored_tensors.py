@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llava_train.model.tensorfile import DTYPES, Spec
+from llava_train.model.files.tensor_files import DTYPES, Spec
 from llava_train.shared.errors import ConfigError, Fault, shortened
 from llava_train.start_folder.files import pointer_fault, read_header, read_object
 from llava_train.start_folder.find import INDEX, PICKLES, WEIGHTS, weight_files

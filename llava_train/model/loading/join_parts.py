@@ -23,8 +23,8 @@ from transformers import (
 from llava_train.config.schema import ModelConfig
 from llava_train.family.onevision.settings import join_settings, read_config
 from llava_train.family.onevision.start import open_starts
-from llava_train.model.strict import load_strictly
-from llava_train.model.unread import read_weight, unread
+from llava_train.model.loading.lazy_weights import read_weight, unread
+from llava_train.model.loading.strict_load import load_strictly
 from llava_train.start_folder.read import Start
 
 Load = Callable[..., Any]  # load_strictly, or what stands for it

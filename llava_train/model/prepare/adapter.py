@@ -20,9 +20,9 @@ from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.schema import LoraConfig, StageConfig
-from llava_train.model.peft_folder import PREFIX, fault, read_peft_folder
-from llava_train.model.tensorfile import Spec, write_tensors
-from llava_train.model.trainable import PARTS, Part, is_adapter, is_unused, learning_rate_of, part_of
+from llava_train.model.files.tensor_files import Spec, write_tensors
+from llava_train.model.prepare.peft_folder import PREFIX, fault, read_peft_folder
+from llava_train.model.prepare.trained_parts import PARTS, Part, is_adapter, is_unused, learning_rate_of, part_of
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.find import ADAPTER_CONFIG, ADAPTER_FILES
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,8 +33,10 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from llava_train.model.hf import INDEX_FILE, WEIGHTS_FILE, checkpoint_geometry, expected_specs
-from llava_train.model.tensorfile import ALIGNMENT, DTYPES, Spec, bytes_of
+from llava_train.model.files.names import older_module, older_name
+from llava_train.model.files.tensor_files import ALIGNMENT, DTYPES, Spec, bytes_of
+from llava_train.model.hf_folder.preparation import checkpoint_geometry
+from llava_train.model.hf_folder.weights import INDEX_FILE, WEIGHTS_FILE, expected_specs
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import RunError
 from llava_train.shared.host_memory import available_memory, peak_memory
@@ -43,16 +44,6 @@ from llava_train.shared.json_files import read_json
 
 Read = Callable[[str], torch.Tensor]  # a parameter by its own name, in the dtype of the export
 
-# How transformers 4.57.6 renames what it finds in a file: models/llava_onevision/modeling_llava_onevision.py, the first
-# that matches; and where its modules have other names than those of 5.x.
-OLDER_RULES = (
-    (r"^language_model\.model", "model.language_model"),
-    (r"^vision_tower", "model.vision_tower"),
-    (r"^multi_modal_projector", "model.multi_modal_projector"),
-    (r"^image_newline", "model.image_newline"),
-    (r"^language_model\.lm_head", "lm_head"),
-)
-OLDER_MODULES = ("model.vision_tower.", "model.vision_tower.vision_model.")
 
 QUESTION = "What is shown?"
 COMPARED_TOKENS = 8  # the last of the prompt
@@ -102,20 +93,6 @@ def prove(folder: Path, config: LlavaOnevisionConfig, hashes: Mapping[str, str],
         seconds = {"seconds": round(time.monotonic() - began, 3), "peak_host_bytes": peak_memory()}
         found.append(Check(name, done, told, figures | seconds))
     return found
-
-
-def older_name(key: str) -> str:
-    """Where transformers 4.57 puts a tensor of the file."""
-    for pattern, replacement in OLDER_RULES:
-        renamed, count = re.subn(pattern, replacement, key)
-        if count:
-            return renamed
-    return key
-
-
-def older_module(name: str) -> str:
-    """The name in transformers 4.57 of a parameter of 5.x."""
-    return name.replace(*OLDER_MODULES) if name.startswith(OLDER_MODULES[0]) else name
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -15,11 +15,11 @@ from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedToken
 from llava_train.config.schema import GenerateModel, ModelConfig, Precision
 from llava_train.family.onevision.settings import read_settings, read_tokenizer
 from llava_train.family.onevision.start import open_start
-from llava_train.model.parts import Load, join_parts
-from llava_train.model.quantized import LoadIn, load_quantized
-from llava_train.model.strict import load_strictly
-from llava_train.model.tiny import make_tiny
-from llava_train.model.trainable import PARTS, Part
+from llava_train.model.loading.join_parts import Load, join_parts
+from llava_train.model.loading.quantized import LoadIn, load_quantized
+from llava_train.model.loading.strict_load import load_strictly
+from llava_train.model.loading.tiny_model import make_tiny
+from llava_train.model.prepare.trained_parts import PARTS, Part
 from llava_train.start_folder.find import TINY
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

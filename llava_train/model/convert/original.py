@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from llava_train.model.stored import has_weights
+from llava_train.model.files.stored_tensors import has_weights
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.files import read_object
 from llava_train.start_folder.find import ADAPTER_CONFIG

@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from llava_train.config.schema import VideoConfig
-from llava_train.model.card import Card
-from llava_train.model.hf import Preparation, checkpoint_geometry, write_checkpoint
+from llava_train.model.hf_folder.card import Card
+from llava_train.model.hf_folder.folder import write_checkpoint
+from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
 from llava_train.text.placeholders import add_tags
 
 # the split of Qwen2's tokenizer.json: contractions, words, single digits, punctuation, newlines, spaces

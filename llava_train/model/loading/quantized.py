@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from llava_train.model.hf import expected_specs
-from llava_train.model.loading import NOT_QUANTISED
-from llava_train.model.strict import config_error, load_strictly
-from llava_train.model.trainable import part_of
+from llava_train.model.hf_folder.usage_lines import NOT_QUANTISED
+from llava_train.model.hf_folder.weights import expected_specs
+from llava_train.model.loading.strict_load import config_error, load_strictly
+from llava_train.model.prepare.trained_parts import part_of
 from llava_train.shared.errors import ConfigError
 
 LoadIn = Literal["none", "4bit", "8bit"]

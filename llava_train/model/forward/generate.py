@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.model.onevision import PackedForward
+from llava_train.model.forward.packed_forward import PackedForward
 
 
 @torch.no_grad()

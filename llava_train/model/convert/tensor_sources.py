@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from llava_train.model.original import BUFFERS, Kind, hf_name, lora_scale
-from llava_train.model.stored import StoredTensors
-from llava_train.model.trainable import Part, part_of
+from llava_train.model.convert.original import BUFFERS, Kind, hf_name, lora_scale
+from llava_train.model.files.stored_tensors import StoredTensors
+from llava_train.model.prepare.trained_parts import Part, part_of
 from llava_train.shared.errors import Fault, shortened
 from llava_train.start_folder.files import read_object
 from llava_train.start_folder.find import ADAPTER_CONFIG, ADAPTER_FILES

@@ -15,10 +15,10 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from llava_train.batch.packed import PackedBatch
 from llava_train.family.onevision.features import pack_features
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.model.attention import PACKED, TILES, AttentionChoice, Documents, choose_kernel, register
-from llava_train.model.fused import fuse_norms
-from llava_train.model.loss import make_loss
-from llava_train.model.products import widen_products
+from llava_train.model.forward.attention import PACKED, TILES, AttentionChoice, Documents, choose_kernel, register
+from llava_train.model.forward.cpu_bf16 import widen_products
+from llava_train.model.forward.fused import fuse_norms
+from llava_train.model.forward.loss import make_loss
 
 
 class PackedForward(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava_train.model.products import lacks_bf16, multiply
+from llava_train.model.forward.cpu_bf16 import lacks_bf16, multiply
 
 ROWS = 2048  # whose logits are held at a time: 2048 rows of 152,064 are 0.6 GB in bf16, and 1.2 GB in fp32
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from llava_train.model.blocked import blocked_attention
-from llava_train.model.products import lacks_bf16
+from llava_train.model.forward.cpu_attention import blocked_attention
+from llava_train.model.forward.cpu_bf16 import lacks_bf16
 from llava_train.shared.errors import ConfigError, Fault
 
 PACKED = "llava_train_packed"

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from llava_train.model.stored import StoredTensors
-from llava_train.model.strict import load_strictly
+from llava_train.model.files.stored_tensors import StoredTensors
+from llava_train.model.loading.strict_load import load_strictly
 from llava_train.start_folder.find import weight_files
 
 _TIED = ("lm_head.weight", "embed_tokens.weight")

@@ -13,9 +13,7 @@ import torch
 from transformers import AutoTokenizer, LlavaOnevisionConfig, PreTrainedTokenizerBase
 
 from llava_train.config.schema import ConvertConfig, VideoConfig
-from llava_train.model.card import Card, last_names, without_paths
-from llava_train.model.hf import RELEASED, Preparation, checkpoint_geometry, expected_specs, write_checkpoint
-from llava_train.model.original import (
+from llava_train.model.convert.original import (
     BESIDE_ADAPTER,
     PROJECTOR_FILE,
     Kind,
@@ -25,7 +23,7 @@ from llava_train.model.original import (
     text_config,
     tower_config,
 )
-from llava_train.model.sources import (
+from llava_train.model.convert.tensor_sources import (
     EMBEDDING,
     NEWLINE,
     LowRank,
@@ -37,8 +35,12 @@ from llava_train.model.sources import (
     open_adapter,
     open_source,
 )
-from llava_train.model.stored import StoredTensors, open_weights
-from llava_train.model.trainable import PARTS
+from llava_train.model.files.stored_tensors import StoredTensors, open_weights
+from llava_train.model.hf_folder.card import Card, last_names, without_paths
+from llava_train.model.hf_folder.folder import write_checkpoint
+from llava_train.model.hf_folder.preparation import RELEASED, Preparation, checkpoint_geometry
+from llava_train.model.hf_folder.weights import expected_specs
+from llava_train.model.prepare.trained_parts import PARTS
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.files import read_object

@@ -18,7 +18,13 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from llava_train.model.loading import adapter_lines, four_bit_lines, pipeline_lines, plain_lines, processor_lines
+from llava_train.model.hf_folder.usage_lines import (
+    adapter_lines,
+    four_bit_lines,
+    pipeline_lines,
+    plain_lines,
+    processor_lines,
+)
 
 
 class Source(TypedDict, total=False):

@@ -1,0 +1,1 @@
+"""What trains of a model: parts, adapters, learning rates."""
