@@ -53,8 +53,8 @@ def start_stage(model: str, run_dir: str, level: str, way: str) -> None:
     """What a rank does before its first step; rank 0 prints each one's peak, and what it holds then, in bytes."""
     from llava_train.config.load import load
     from llava_train.model.loading.strict_load import load_strictly
+    from llava_train.ranks.process_group import start_ranks
     from llava_train.train import build
-    from llava_train.train.distributed import start_ranks
     from llava_train.train.stages import pending_stages
 
     if way == "whole":

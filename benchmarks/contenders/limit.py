@@ -15,9 +15,9 @@ from llava_train.batch.packed import PackedBatch
 from llava_train.config.load import load
 from llava_train.model.forward.cpu_bf16 import lacks_bf16
 from llava_train.model.loading.load_model import DTYPES
+from llava_train.ranks.process_group import start_ranks
+from llava_train.ranks.signals import StopSignal
 from llava_train.train.bench import Bench, products_of
-from llava_train.train.distributed import start_ranks
-from llava_train.train.signals import StopSignal
 
 
 class Limit:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from turns import Turns, endless, settings
 
 from llava_train.config.load import load
+from llava_train.ranks.process_group import start_ranks
+from llava_train.ranks.signals import StopSignal
 from llava_train.train.bench import Bench
-from llava_train.train.distributed import start_ranks
-from llava_train.train.signals import StopSignal
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llava_train.cli.check import load_checked
+from llava_train.ranks.signals import StopSignal
 from llava_train.shared.json_files import to_json
-from llava_train.train.signals import StopSignal
 
 if TYPE_CHECKING:
     from llava_train.train.bench import Speed
@@ -21,8 +21,8 @@ def run(argv: list[str]) -> int:
     """Prints a table and, as the last line, the same as JSON. Raises ConfigError, DataError."""
     with StopSignal() as stop:
         config, _ = load_checked(argv)
+        from llava_train.ranks.process_group import start_ranks
         from llava_train.train.bench import Bench
-        from llava_train.train.distributed import start_ranks
 
         with start_ranks() as ranks:
             speed = Bench(config, ranks, stop).run(config.bench)

@@ -11,9 +11,9 @@ import sys
 
 from llava_train.config.shipped_files import headline, shipped_recipes
 from llava_train.config.typed import nearest
+from llava_train.ranks.launcher import take_local_rank
+from llava_train.ranks.signals import EXIT_CODE, LOST, Stopped
 from llava_train.shared.errors import ConfigError, DataError, LostRankError, RunError
-from llava_train.train.launcher import take_local_rank
-from llava_train.train.signals import EXIT_CODE, LOST, Stopped
 
 VERBS = {
     "train": "train the stages of a recipe (the verb may be left out)",

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from llava_train.cli.check import load_checked
-from llava_train.train.signals import StopSignal
+from llava_train.ranks.signals import StopSignal
 
 
 def run(argv: list[str]) -> int:
     with StopSignal() as stop:
         config, _ = load_checked(argv)
-        from llava_train.train import build, distributed, evaluate, preflight, report, run_lock, stages
+        from llava_train.ranks import process_group
+        from llava_train.train import build, evaluate, preflight, report, run_lock, stages
 
-        with distributed.start_ranks() as ranks, run_lock.alone(Path(config.run.dir), ranks):
+        with process_group.start_ranks() as ranks, run_lock.alone(Path(config.run.dir), ranks):
             pending = stages.pending_stages(config, ranks)
             preflight.check(config, pending, ranks)
             for stage in pending:

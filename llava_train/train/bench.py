@@ -26,10 +26,10 @@ from llava_train.costs.memory import activations, states
 from llava_train.data.loading.steps import StepBatches
 from llava_train.model.forward.cpu_bf16 import lacks_bf16
 from llava_train.model.loading.load_model import DTYPES
+from llava_train.ranks.process_group import Ranks
+from llava_train.ranks.signals import StopSignal
 from llava_train.shared.host_memory import peak_memory, restart_peak
 from llava_train.train.build import build_data, build_model, build_trainer
-from llava_train.train.distributed import Ranks
-from llava_train.train.signals import StopSignal
 from llava_train.train.stages import all_stages
 from llava_train.train.step import StepCounts, StepResult, count, train_step
 

@@ -17,9 +17,9 @@ from llava_train.model.hf_folder.preparation import stage_geometries
 from llava_train.model.loading.lazy_weights import load_unread
 from llava_train.model.loading.load_model import DTYPES, LoadedModel, load_model
 from llava_train.model.loading.strict_load import load_strictly
-from llava_train.train.distributed import Ranks
+from llava_train.ranks.process_group import Ranks
+from llava_train.ranks.signals import StopSignal
 from llava_train.train.loop import Trainer
-from llava_train.train.signals import StopSignal
 from llava_train.train.stages import Stage
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from llava_train.config.schema import CheckpointConfig
 from llava_train.model.files.tensor_files import SlicedFiles, Written, file_sha256
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
 from llava_train.shared.json_files import finite, read_json, to_json
 from llava_train.shared.whole_files import PARTIAL, flush, write_whole
-from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.folders import step_of, whole_checkpoints
 from llava_train.train.state import TrainState

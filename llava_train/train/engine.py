@@ -22,9 +22,9 @@ from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import OptimizerConfig, StageConfig
 from llava_train.model.files.tensor_files import SlicedFiles
 from llava_train.model.loading.lazy_weights import read_weight, unread
+from llava_train.ranks.deepspeed_fields import internal
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
-from llava_train.train.deepspeed_fields import internal
-from llava_train.train.distributed import Ranks
 from llava_train.train.partition import Slice, frozen_slices, refresh_weights, trained_slices, whole_shape
 
 MODEL_PREFIX = "hf_model."  # of the training module's parameter names; without it they are transformers' own

@@ -18,12 +18,12 @@ from rich.progress import Progress
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import Config, TaskConfig
 from llava_train.data.samples.sample import Sample
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.console import console
 from llava_train.shared.errors import DataError, RunError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json
 from llava_train.train.answer import Answerer, with_media_of
-from llava_train.train.distributed import Ranks
 from llava_train.train.questions import Question, read_questions
 from llava_train.train.scoring import Kind, Reference, normalise, score
 from llava_train.train.stages import Stage, all_stages

@@ -26,11 +26,11 @@ from llava_train.config.schema import StageConfig
 from llava_train.costs.dims import ModelDims
 from llava_train.costs.flops import Recomputed
 from llava_train.costs.memory import RESERVED, activations, states
+from llava_train.ranks.launcher import ATTEMPT
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json
-from llava_train.train.distributed import Ranks
-from llava_train.train.launcher import ATTEMPT
 
 FILE = "fit.json"
 POLL = 0.5  # seconds

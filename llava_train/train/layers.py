@@ -19,8 +19,8 @@ from llava_train.costs.dims import ModelDims
 from llava_train.costs.flops import Recomputed
 from llava_train.costs.memory import recomputed_layers
 from llava_train.model.forward.fused import compile_gates
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.host_memory import available_memory
-from llava_train.train.distributed import Ranks
 
 
 def choose_layers(dims: ModelDims, settings: StageConfig, ranks: Ranks) -> Recomputed:

@@ -28,21 +28,22 @@ from llava_train.model.hf_folder.preparation import Preparation
 from llava_train.model.loading.load_model import DTYPES, LoadedModel
 from llava_train.model.prepare.adapter import inject, saved_modules
 from llava_train.model.prepare.trained_parts import PartRow, parameter_groups, part_of, part_table, set_trainable
+from llava_train.ranks.process_group import Ranks
+from llava_train.ranks.signals import Stopped, StopSignal
+from llava_train.ranks.step_guard import Guard
+from llava_train.ranks.watchdog import Watchdog
 from llava_train.shared.console import console
 from llava_train.shared.errors import DataError, RunError, counted
 from llava_train.train import checkpoint
 from llava_train.train.card import start_record
-from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.export import export_adapter, export_checkpoint, report_table
 from llava_train.train.fit import Fit, PackTooLarge, read_lowered
-from llava_train.train.guard import Guard
 from llava_train.train.held_out import held_out_loss, is_spent, lowest
 from llava_train.train.layers import choose_layers, set_layers
 from llava_train.train.metrics import Metrics
 from llava_train.train.saver import Saver
 from llava_train.train.schedule import learning_rate_factor
-from llava_train.train.signals import Stopped, StopSignal
 from llava_train.train.stages import (
     ADAPTER,
     EXPORT,
@@ -56,7 +57,6 @@ from llava_train.train.stages import (
 )
 from llava_train.train.state import HELD_OUT_LOSS, TrainState, as_record
 from llava_train.train.step import StepCounts, StepResult, count, train_step
-from llava_train.train.watchdog import Watchdog
 
 LISTED_SAMPLES = 20  # left-out samples that the end of a stage names; all are in the summary file
 

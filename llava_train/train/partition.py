@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava_train.train.deepspeed_fields import internal
+from llava_train.ranks.deepspeed_fields import internal
 
 
 @dataclass(frozen=True)

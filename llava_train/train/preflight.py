@@ -23,9 +23,9 @@ from llava_train.config.schema import Config
 from llava_train.costs.memory import num_trained, states
 from llava_train.family.onevision.settings import model_dims
 from llava_train.model.loading.load_model import resolve_init
+from llava_train.ranks.process_group import Ranks
 from llava_train.records.file_formats import shards, split_of
 from llava_train.shared.errors import RunError, shortened
-from llava_train.train.distributed import Ranks
 from llava_train.train.engine import MOMENTS
 from llava_train.train.stages import Stage
 

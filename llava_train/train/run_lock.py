@@ -14,11 +14,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.console import console
 from llava_train.shared.errors import RunError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json
-from llava_train.train.distributed import Ranks
 
 LOCK, HOLDER = "training.lock", "training.json"
 ENDING = 10.0  # seconds in which the workers of a process that died end too, and its lock with them

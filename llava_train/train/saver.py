@@ -17,11 +17,11 @@ import torch
 
 from llava_train.config.schema import CheckpointConfig
 from llava_train.model.files.tensor_files import Spec, Written, file_sha256, write_tensors
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
 from llava_train.shared.whole_files import flush, flush_tree
 from llava_train.start_folder.find import weight_files
 from llava_train.train import checkpoint
-from llava_train.train.distributed import Ranks
 from llava_train.train.engine import MOMENTS, Engine
 from llava_train.train.partition import Slice
 from llava_train.train.state import TrainState

@@ -10,6 +10,7 @@ from typing import Any
 from llava_train.config.fingerprint import DATA_PLACES, START_PLACES, differences, fingerprint, place, start_content
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.data.samples.sampled_records import present_sources
+from llava_train.ranks.process_group import Ranks
 from llava_train.records.identity import differences as record_differences
 from llava_train.records.identity import look_again
 from llava_train.records.readers.open import open_source
@@ -18,7 +19,6 @@ from llava_train.shared.errors import ConfigError, DataError, RunError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json
 from llava_train.train import checkpoint
-from llava_train.train.distributed import Ranks
 from llava_train.train.fit import with_lowered
 from llava_train.train.folders import FINISHED
 

@@ -10,11 +10,11 @@ import torch
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.data.loading.steps import StepBatches
+from llava_train.ranks.process_group import Ranks
+from llava_train.ranks.step_guard import Guard
 from llava_train.shared.errors import RunError
-from llava_train.train.distributed import Ranks
 from llava_train.train.engine import Engine
 from llava_train.train.fit import PackTooLarge
-from llava_train.train.guard import Guard
 
 _REMEDY = (
     "nothing was updated, and the last checkpoint is untouched: look at these samples with `preview`, and at the "

@@ -8,7 +8,7 @@ import pytest
 from jobs import STAGE, Job, assert_identical, step_folders, zero
 from runs import metrics
 
-from llava_train.train.signals import GRACE
+from llava_train.ranks.signals import GRACE
 
 RARELY = f"stages.{STAGE}.checkpoint.every=50"  # what is saved was saved for the signal
 

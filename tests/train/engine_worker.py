@@ -22,7 +22,7 @@ from llava_train.config.schema import (
     VideoConfig,
     ZeroConfig,
 )
-from llava_train.train.distributed import start_ranks
+from llava_train.ranks.process_group import start_ranks
 from llava_train.train.engine import Engine
 
 RATES = {"first": 1e-3, "second": 1e-2}

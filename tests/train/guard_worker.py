@@ -3,9 +3,9 @@
 import sys
 import time
 
+from llava_train.ranks.process_group import start_ranks
+from llava_train.ranks.step_guard import Guard
 from llava_train.shared.errors import RunError
-from llava_train.train.distributed import start_ranks
-from llava_train.train.guard import Guard
 
 if __name__ == "__main__":
     try:

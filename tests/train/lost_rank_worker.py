@@ -5,8 +5,8 @@ import signal
 import sys
 import time
 
+from llava_train.ranks.process_group import start_ranks
 from llava_train.shared.errors import RunError
-from llava_train.train.distributed import start_ranks
 
 if __name__ == "__main__":
     try:

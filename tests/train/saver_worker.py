@@ -11,8 +11,8 @@ from engine_worker import MICRO_BATCHES, Rows, Toy, make_groups, make_stage, mak
 
 from llava_train.config.schema import CheckpointConfig
 from llava_train.model.loading.load_model import DTYPES
+from llava_train.ranks.process_group import start_ranks
 from llava_train.train import checkpoint
-from llava_train.train.distributed import start_ranks
 from llava_train.train.engine import Engine
 from llava_train.train.saver import Saver
 from llava_train.train.state import TrainState

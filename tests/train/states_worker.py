@@ -12,7 +12,7 @@ import torch
 from engine_worker import Rows, kept_bytes, make_groups, make_stage
 
 from llava_train.config.schema import ZeroConfig
-from llava_train.train.distributed import start_ranks
+from llava_train.ranks.process_group import start_ranks
 from llava_train.train.engine import Engine
 
 SIZES = 1024, 2048

@@ -10,9 +10,9 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
+from llava_train.ranks import deepspeed_fields
+from llava_train.ranks.deepspeed_fields import TESTED, internal
 from llava_train.shared.errors import RunError
-from llava_train.train import deepspeed_fields
-from llava_train.train.deepspeed_fields import TESTED, internal
 from llava_train.train.partition import frozen_slices, refresh_weights, trained_slices, whole_shape
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ import pytest
 import runs
 from runs import free_port
 
+from llava_train.ranks.process_group import _connecting, allocator_defaults, shared_gpus
 from llava_train.shared.errors import LostRankError, RunError
-from llava_train.train.distributed import _connecting, allocator_defaults, shared_gpus
 
 
 @pytest.mark.parametrize("waiting_in", ["barrier", "gather", "sum"])

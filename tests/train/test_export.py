@@ -15,8 +15,8 @@ from llava_train.cli.main import main
 from llava_train.model.files.names import export_name
 from llava_train.model.hf_folder import check_export, write
 from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config, tiny_model
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
-from llava_train.train.distributed import Ranks
 from llava_train.train.export import CHUNK, export_checkpoint
 from llava_train.train.loop import Trainer
 

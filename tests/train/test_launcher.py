@@ -2,8 +2,8 @@
 
 import pytest
 
+from llava_train.ranks.launcher import LAUNCHERS, SLURM, Launch, device_index, read_launch, take_local_rank
 from llava_train.shared.errors import RunError
-from llava_train.train.launcher import LAUNCHERS, SLURM, Launch, device_index, read_launch, take_local_rank
 
 HERE = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **HERE}

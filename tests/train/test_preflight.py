@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from llava_train.config.load import load
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
 from llava_train.train import preflight
-from llava_train.train.distributed import Ranks
 from llava_train.train.stages import all_stages
 
 

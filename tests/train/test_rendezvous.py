@@ -10,9 +10,9 @@ import pytest
 import torch.distributed as dist
 from runs import free_port
 
+from llava_train.ranks import rendezvous
+from llava_train.ranks.launcher import SLURM, TORCHRUN, Launch
 from llava_train.shared.errors import LostRankError, RunError
-from llava_train.train import rendezvous
-from llava_train.train.launcher import SLURM, TORCHRUN, Launch
 
 LONG = timedelta(seconds=60)
 

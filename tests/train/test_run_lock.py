@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
 from llava_train.train import run_lock
-from llava_train.train.distributed import Ranks
 from llava_train.train.run_lock import alone
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

@@ -9,13 +9,13 @@ from runs import finish, start
 
 from llava_train.cli import train
 from llava_train.cli.main import main
+from llava_train.ranks.signals import GRACE, Stopped, StopSignal
 from llava_train.shared.child_processes import STOP_SIGNALS
-from llava_train.train.signals import GRACE, Stopped, StopSignal
 
 # Waits in C, deaf to Python's own handlers, as a process does inside a collective.
 DEAF = """
 import hashlib
-from llava_train.train.signals import StopSignal
+from llava_train.ranks.signals import StopSignal
 with StopSignal() as stop, stop.deferred():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)

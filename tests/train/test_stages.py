@@ -10,11 +10,11 @@ import torch
 
 from llava_train.config.load import load
 from llava_train.model.files.tensor_files import Written, file_sha256
+from llava_train.ranks.process_group import Ranks
 from llava_train.records.identity import look_again
 from llava_train.records.readers.open import open_source
 from llava_train.shared.errors import RunError
 from llava_train.train import checkpoint
-from llava_train.train.distributed import Ranks
 from llava_train.train.stages import all_stages, data_differences, finish, pending_stages, resume_meta
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

@@ -23,9 +23,9 @@ from llava_train.model.loading.lazy_weights import load_unread, read_weight, unr
 from llava_train.model.loading.load_model import load_checkpoint, load_model
 from llava_train.model.loading.strict_load import load_strictly
 from llava_train.model.loading.tiny_model import make_tiny
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import ConfigError
 from llava_train.start_folder.find import stamps, weight_files
-from llava_train.train.distributed import Ranks
 from llava_train.train.saver import Saver
 
 # one of each kind goes through real processes

@@ -5,9 +5,9 @@ import torch
 
 from llava_train.batch.packed import IGNORE_INDEX, PackedBatch
 from llava_train.data.loading.steps import StepBatches
+from llava_train.ranks.process_group import Ranks
+from llava_train.ranks.step_guard import Guard
 from llava_train.shared.errors import DataError, RunError
-from llava_train.train.distributed import Ranks
-from llava_train.train.guard import Guard
 from llava_train.train.step import StepCounts, train_step
 from llava_train.train.step import count as count_step
 

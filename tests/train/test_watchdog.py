@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from llava_train.train.guard import LONGER
-from llava_train.train.signals import HUNG
-from llava_train.train.watchdog import FIRST, Watchdog
+from llava_train.ranks.signals import HUNG
+from llava_train.ranks.step_guard import LONGER
+from llava_train.ranks.watchdog import FIRST, Watchdog
 
 _WORKER = """
 import re, sys, threading, time
 from pathlib import Path
-from llava_train.train.watchdog import Watchdog
+from llava_train.ranks.watchdog import Watchdog
 def lost():
     {hang}
 with Watchdog(Path(sys.argv[1]), 3, 0.3) as watchdog:
@@ -51,7 +51,7 @@ def test_a_rank_that_keeps_the_interpreter_writes_its_stack(tmp_path):
 
 def test_the_limit_follows_from_the_longest_step(tmp_path, monkeypatch):
     now = 100.0
-    monkeypatch.setattr("llava_train.train.watchdog.time.monotonic", lambda: now)
+    monkeypatch.setattr("llava_train.ranks.watchdog.time.monotonic", lambda: now)
     with Watchdog(tmp_path, 0, least=5.0) as watchdog:
         watchdog.watch("step")
         assert watchdog.limit() == FIRST

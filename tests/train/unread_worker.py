@@ -13,8 +13,8 @@ from run_worker import RECIPE
 from llava_train.config.load import load
 from llava_train.model.loading.lazy_weights import load_unread, unread
 from llava_train.model.loading.strict_load import load_strictly
+from llava_train.ranks.process_group import start_ranks
 from llava_train.train import build
-from llava_train.train.distributed import start_ranks
 from llava_train.train.stages import pending_stages
 
 DATA = SimpleNamespace(steps_per_epoch=1, num_samples_by_source={}, refused=[], records={}, held_out=None)

@@ -19,10 +19,10 @@ import torch.distributed as dist
 import transformers
 from torch.distributed.distributed_c10d import AllgatherOptions
 
+from llava_train.ranks.deepspeed_fields import internal
+from llava_train.ranks.launcher import Launch, device_index, read_launch
+from llava_train.ranks.rendezvous import meet
 from llava_train.shared.errors import LostRankError, RunError
-from llava_train.train.deepspeed_fields import internal
-from llava_train.train.launcher import Launch, device_index, read_launch
-from llava_train.train.rendezvous import meet
 
 # Of one collective of NCCL or gloo, which ranks enter together: who comes late to a step is named before (`Guard`).
 TIMEOUT = timedelta(minutes=10)

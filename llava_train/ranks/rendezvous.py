@@ -14,8 +14,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from llava_train.ranks.launcher import START_WAIT, Launch
 from llava_train.shared.errors import LostRankError, RunError
-from llava_train.train.launcher import START_WAIT, Launch
 
 SAID_AFTER = 3.0  # seconds; ranks that start together are rarely further apart
 PAUSE = 0.1

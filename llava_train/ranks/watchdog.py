@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from llava_train.train.guard import LONGER
-from llava_train.train.signals import HUNG
+from llava_train.ranks.signals import HUNG
+from llava_train.ranks.step_guard import LONGER
 
 FOLDER = "stacks"
 FIRST = (

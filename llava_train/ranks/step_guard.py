@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import LostRankError, RunError
-from llava_train.train.distributed import Ranks
 
 LONGER = 10  # times the longest stretch between two meetings so far that a rank is waited for, if `max_wait` is less
 _CONTINUES = "the same command continues from the last whole checkpoint"
