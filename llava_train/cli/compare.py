@@ -12,8 +12,8 @@ from llava_train.shared.errors import ConfigError, Fault
 def run(argv: list[str]) -> int:
     """Prints a table. Raises ConfigError."""
     config = load_verb(CompareConfig, argv)
+    from llava_train.evaluate.comparison import compare, read_scores, table
     from llava_train.shared.console import console
-    from llava_train.train.compare import compare, read_scores, table
 
     before = read_scores(Path(config.before))
     changes = {}

@@ -12,9 +12,9 @@ def run(argv: list[str]) -> int:
     """Prints the scores and where the rest lies. Raises ConfigError, DataError."""
     config = load_verb(EvaluateConfig, argv)
     open_start("model.init", config.model.init)  # an unsound one leaves no folder of answers behind
+    from llava_train.evaluate import evaluation
+    from llava_train.evaluate.questions import read_questions
     from llava_train.ranks.process_group import start_ranks
-    from llava_train.train import evaluation
-    from llava_train.train.questions import read_questions
 
     questions = read_questions(evaluated_sources(config), config.limit, config.seed, config.score)
     with start_ranks() as ranks:

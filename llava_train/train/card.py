@@ -13,6 +13,8 @@ from yaml import YAMLError
 from llava_train.config.mixture import stage_sources
 from llava_train.config.rules.adapter import how_trained
 from llava_train.config.schema import Config, ModelConfig, StageConfig
+from llava_train.evaluate.prediction import FILE as EVALUATION
+from llava_train.evaluate.prediction import Prediction, TaskResult
 from llava_train.model.hf_folder.card import Card, Origin, Source, card_record, is_hub_name, last_names, render_card
 from llava_train.model.hf_folder.preparation import PREPARATION_FILE
 from llava_train.model.prepare.trained_parts import PARTS
@@ -20,8 +22,6 @@ from llava_train.shared.errors import ConfigError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json, write_whole
 from llava_train.start_folder.find import TINY
-from llava_train.train.evaluate import FILE as EVALUATION
-from llava_train.train.evaluate import Prediction, TaskResult
 from llava_train.train.stages import FINISHED, Stage
 
 PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")

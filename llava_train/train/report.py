@@ -14,12 +14,12 @@ from rich.table import Table
 from llava_train.config.schema import Config
 from llava_train.data.media.image import open_image
 from llava_train.data.media.sample_media import make_video_reader
+from llava_train.evaluate.prediction import Prediction, TaskResult
 from llava_train.model.hf_folder.usage_lines import plain_lines, processor_lines
 from llava_train.ranks.process_group import Ranks
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.console import console
 from llava_train.train.card import refresh_card
-from llava_train.train.evaluate import Prediction, TaskResult
 from llava_train.train.metrics import read_metrics
 from llava_train.train.stages import Stage, all_stages
 

@@ -17,13 +17,13 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from llava_train.cli.main import main
 from llava_train.data.samples.sample import Sample
+from llava_train.evaluate.page import Page
+from llava_train.evaluate.prediction import Prediction
+from llava_train.evaluate.scoring import wilson
+from llava_train.evaluate.summary import Said, rows
 from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.records.media_file import PackedFile
 from llava_train.text.chat_template import chat_template
-from llava_train.train.evaluate import Prediction
-from llava_train.train.figures import Said, rows
-from llava_train.train.page import Page
-from llava_train.train.scoring import wilson
 
 NASTY = '</script><script>alert("1")</script> & <b>'
 FEW = "max_new_tokens=3"
@@ -114,7 +114,7 @@ def test_what_was_answered_is_not_asked_again_and_the_rest_is(place, tmp_path, m
     first, *rest = lines(out / "answers.jsonl")
     first["predicted"] = said = "a\u2028b\u0085c"
     (out / "answers.jsonl").write_text("".join(json.dumps(s, ensure_ascii=False) + "\n" for s in (first, *rest)))
-    monkeypatch.setattr("llava_train.train.evaluation.Answerer", None)  # nothing is left to ask
+    monkeypatch.setattr("llava_train.evaluate.evaluation.Answerer", None)  # nothing is left to ask
     assert main(["evaluate", *words(place), f"out={out}", "score=exact", "shown=3"]) == 0
     assert {found["type"] for found in lines(out / "predictions.jsonl")} == {"exact"}
     assert lines(out / "predictions.jsonl")[0]["predicted"] == said

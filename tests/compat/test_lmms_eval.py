@@ -10,8 +10,8 @@ import torch
 from runs import TINY
 
 from llava_train.data.samples.sample import Sample, Turn
+from llava_train.evaluate.answerer import Answerer
 from llava_train.model.loading.tiny_model import make_tiny
-from llava_train.train.answer import Answerer
 
 
 def test_lmms_eval_answers_by_a_checkpoint_of_ours(tmp_path, path_of):

@@ -15,8 +15,8 @@ from PIL import Image
 
 from llava_train.data.samples.prompts import with_tags
 from llava_train.data.samples.sample import Sample, Turn
+from llava_train.evaluate.answerer import Answerer
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny
-from llava_train.train.answer import Answerer
 
 NEW_TOKENS = 6
 SCRIPT = Path(__file__).with_name("load_tasks.py")

@@ -13,13 +13,13 @@ import pytest
 from llava_train.data.samples.encode import Encoder
 from llava_train.data.samples.parse import MediaRoots, to_sample
 from llava_train.data.samples.sample import Turn
+from llava_train.evaluate.questions import read_questions
 from llava_train.records.readers.open import open_source, record_of
 from llava_train.records.record import BadRecord
 from llava_train.records.tables import read_table
 from llava_train.shared.errors import DataError
 from llava_train.text.chat_template import chat_template
 from llava_train.text.checkpoint_template import stage_template
-from llava_train.train.questions import read_questions
 
 ROOTS = MediaRoots(Path("media"), outside=True)
 BRIEF = "Answer in one word."

@@ -20,6 +20,7 @@ from llava_train.batch.packed import VisualLayout
 from llava_train.cli.main import main
 from llava_train.config.schema import GenerateModel, VideoConfig
 from llava_train.data.samples.sample import Sample, Turn
+from llava_train.evaluate.answerer import Answerer
 from llava_train.model.files.names import export_name
 from llava_train.model.hf_folder import weights
 from llava_train.model.hf_folder.folder import write_checkpoint
@@ -27,7 +28,6 @@ from llava_train.model.hf_folder.preparation import PREPARATION_FILE, Preparatio
 from llava_train.model.loading.load_model import load_checkpoint
 from llava_train.model.loading.tiny_model import tiny_config, tiny_model
 from llava_train.text.placeholders import add_tags
-from llava_train.train.answer import Answerer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CARD = {

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava_train.cli.main import main
-from llava_train.train.compare import compare, read_scores
+from llava_train.evaluate.comparison import compare, read_scores
 from llava_train.train.evaluate import normalise
 
 ROOT = Path(__file__).parents[2]

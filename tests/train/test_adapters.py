@@ -13,10 +13,10 @@ from test_equivalence import FOUR_PACKS, SETTINGS, ZERO
 from transformers import LlavaOnevisionForConditionalGeneration as Model
 
 from llava_train.data.samples.sample import Sample, Turn
+from llava_train.evaluate.answerer import Answerer
 from llava_train.model.hf_folder.usage_lines import adapter_lines, plain_lines
 from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.model.prepare.adapter import attach_adapter
-from llava_train.train.answer import Answerer
 
 KINDS = {
     "lora": "stages.onevision.learning_rate.vision_tower=frozen "

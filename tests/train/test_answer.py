@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 from llava_train.config.schema import GenerateModel
 from llava_train.data.samples.sample import Sample, Turn
+from llava_train.evaluate.answerer import Answerer, Told
 from llava_train.model.files.names import export_name
 from llava_train.model.loading.load_model import load_checkpoint
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny_config, tiny_model
 from llava_train.shared.errors import ConfigError, DataError
-from llava_train.train.answer import Answerer, Told
 
 NEW_TOKENS = 10
 CPU = torch.device("cpu")
@@ -176,6 +176,6 @@ def test_an_adapter_is_refused_on_weights_that_are_elsewhere(root, adapted, monk
             model = tiny_model(tiny_config(byte_tokenizer()))
         return SimpleNamespace(model=model)
 
-    monkeypatch.setattr("llava_train.train.answer.load_checkpoint", on_meta)
+    monkeypatch.setattr("llava_train.evaluate.answerer.load_checkpoint", on_meta)
     with pytest.raises(ConfigError, match="load_in=4bit"):
         Answerer(str(root / "tiny"), CPU, 10**6, 10.0, adapter=str(adapted[0]), device_map="auto")

@@ -8,8 +8,8 @@ import pytest
 
 from llava_train.data.samples.prompts import Prompt
 from llava_train.data.samples.sample import Sample, Turn
+from llava_train.evaluate.answer_file import AnswerFile
 from llava_train.shared.errors import ConfigError, DataError, RunError
-from llava_train.train.answer_file import AnswerFile
 
 SETTINGS = {"model.init": "m", "max_new_tokens": 4}
 

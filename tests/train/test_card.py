@@ -11,11 +11,11 @@ import pytest
 
 from llava_train.config.load import load
 from llava_train.config.schema import ModelConfig
+from llava_train.evaluate.prediction import FILE, Prediction
 from llava_train.model.hf_folder.card import base_models, card_record, common_licence, hub_datasets, render_card
 from llava_train.model.hf_folder.preparation import PREPARATION_FILE
 from llava_train.train import card as cards
 from llava_train.train.card import make_card, refresh_card, start_record
-from llava_train.train.evaluate import FILE, Prediction
 from llava_train.train.stages import all_stages, finish
 from llava_train.train.state import TrainState
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llava_train.cli.main import main
-from llava_train.train.compare import compare, read_scores
+from llava_train.evaluate.comparison import compare, read_scores
 
 
 def write(folder, scores, source="dials"):

@@ -6,8 +6,8 @@ import pytest
 from runs import TINY
 
 from llava_train.config.mixture import SourceConfig
+from llava_train.evaluate.questions import read_questions
 from llava_train.shared.errors import ConfigError, DataError
-from llava_train.train.questions import read_questions
 
 HUMAN = {"from": "human", "value": "What is it?"}
 OPTIONS = {"from": "human", "value": "What is it?\nA. cat\nB. dog"}

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from llava_train.train.scoring import (
+from llava_train.evaluate.scoring import (
     Reference,
     bootstrap,
     infer_kind,

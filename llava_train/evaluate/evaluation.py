@@ -17,6 +17,11 @@ from typing import Any
 from llava_train.config.rules.evaluate import evaluated_sources
 from llava_train.config.schema import EvaluateConfig
 from llava_train.config.typed import shown
+from llava_train.evaluate.answerer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
+from llava_train.evaluate.page import Page
+from llava_train.evaluate.prediction import Prediction, dealt, prediction
+from llava_train.evaluate.questions import Question
+from llava_train.evaluate.summary import Row, Said, rows, table
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.console import console
 from llava_train.shared.errors import ConfigError, Fault
@@ -24,11 +29,6 @@ from llava_train.shared.json_files import read_json, to_json
 from llava_train.shared.progress import tracked
 from llava_train.shared.whole_files import whole_lines, write_json, write_whole
 from llava_train.start_folder.find import stamps
-from llava_train.train.answer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
-from llava_train.train.evaluate import Prediction, dealt, prediction
-from llava_train.train.figures import Row, Said, rows, table
-from llava_train.train.page import Page
-from llava_train.train.questions import Question
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 PREDICTIONS, SCORES, PAGE = "predictions.jsonl", "scores.json", "index.html"

@@ -15,11 +15,11 @@ from llava_train.config.schema import VideoConfig
 from llava_train.data.media.image import UnreadableImage, open_image
 from llava_train.data.media.video import UnreadableVideo, VideoReader
 from llava_train.data.samples.sample import Sample
+from llava_train.evaluate.prediction import Prediction
+from llava_train.evaluate.summary import Row, told
 from llava_train.records.media_file import MediaFile
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.html import data_uri, escaped
-from llava_train.train.evaluate import Prediction
-from llava_train.train.figures import Row, told
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SIDE = 220  # pixels of a picture's longer side

@@ -19,9 +19,7 @@ from llava_train.data.index.stage_samples import refusal
 from llava_train.data.samples.parse import BadRecord, MediaRoots, to_answered
 from llava_train.data.samples.sample import Sample, Turn
 from llava_train.data.samples.sampled_records import sampled_records
-from llava_train.shared.errors import ConfigError, DataError, Fault
-from llava_train.shared.unicode_names import other_form
-from llava_train.train.scoring import (
+from llava_train.evaluate.scoring import (
     KINDS,
     LETTERS,
     Kind,
@@ -31,6 +29,8 @@ from llava_train.train.scoring import (
     read_option,
     read_options,
 )
+from llava_train.shared.errors import ConfigError, DataError, Fault
+from llava_train.shared.unicode_names import other_form
 
 
 @dataclass(frozen=True)

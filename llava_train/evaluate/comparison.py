@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.table import Table
 
 from llava_train.config.rules.compare import PREDICTIONS
+from llava_train.evaluate.scoring import Mean, bootstrap, mean_score
+from llava_train.evaluate.summary import told
 from llava_train.shared.whole_files import whole_lines
-from llava_train.train.figures import told
-from llava_train.train.scoring import Mean, bootstrap, mean_score
 
 SEED = 0  # of the intervals
 

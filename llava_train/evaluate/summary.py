@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from llava_train.train.evaluate import Prediction
-from llava_train.train.scoring import Mean, bootstrap, mean_score
+from llava_train.evaluate.prediction import Prediction
+from llava_train.evaluate.scoring import Mean, bootstrap, mean_score
 
 ALL = "all"
 
