@@ -27,8 +27,8 @@ from llava_train.model.hf_folder.folder import write_support
 from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
 from llava_train.model.hf_folder.weights import expected_specs
 from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config
-from llava_train.train.checkpoint import manifest_text, step_folder
-from llava_train.train.state import TrainState
+from llava_train.train.checkpoint.on_disk import manifest_text, step_folder
+from llava_train.train.checkpoint.state import TrainState
 
 RANKS, VOCABULARY, STEP = 3, 152_064, 1
 

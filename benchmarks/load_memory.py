@@ -55,7 +55,7 @@ def start_stage(model: str, run_dir: str, level: str, way: str) -> None:
     from llava_train.model.loading.strict_load import load_strictly
     from llava_train.ranks.process_group import start_ranks
     from llava_train.train import build
-    from llava_train.train.stages import pending_stages
+    from llava_train.train.run.stages import pending_stages
 
     if way == "whole":
         build.load_unread = load_strictly

@@ -9,7 +9,7 @@ from llava_train.config.schema import ExportConfig
 from llava_train.config.typed import nearest
 from llava_train.shared.console import console
 from llava_train.shared.errors import ConfigError, Fault
-from llava_train.train import checkpoint
+from llava_train.train.checkpoint import on_disk
 
 
 def run(argv: list[str]) -> int:
@@ -17,11 +17,11 @@ def run(argv: list[str]) -> int:
     config = load_verb(ExportConfig, argv)
     stage_dir = find_stage(config)
     step = find_step(stage_dir, config.step)
-    if found := checkpoint.damage(base := stage_dir / checkpoint.BASE):
+    if found := on_disk.damage(base := stage_dir / on_disk.BASE):
         raise _fault("run.dir", f"{base} is damaged: {found}", "put that file back as it was; every step needs it")
-    if found := checkpoint.damage(step):
+    if found := on_disk.damage(step):
         raise _fault("step", f"{step} is damaged: {found}", f"take another: {_steps(stage_dir)}")
-    from llava_train.train.export import export_adapter, export_checkpoint, report_table
+    from llava_train.train.export.export import export_adapter, export_checkpoint, report_table
 
     terminal = console(True)
     if load_dumped(stage_dir / "config.yaml").stages[stage_dir.name].lora and not config.merge:
@@ -41,7 +41,7 @@ def find_stage(config: ExportConfig) -> Path:
     if dumped is None:
         raise _fault("run.dir", f"{folder} is no run: it holds no STAGE/config.yaml", "name the folder of a run")
     names = list(load_dumped(dumped).stages)
-    with_steps = [name for name in names if checkpoint.whole_checkpoints(folder / name)]
+    with_steps = [name for name in names if on_disk.whole_checkpoints(folder / name)]
     if not with_steps:
         raise _fault("run.dir", f"no stage of {folder} has a checkpoint yet", "train on until one is written")
     name = config.stage or with_steps[-1]
@@ -54,15 +54,15 @@ def find_stage(config: ExportConfig) -> Path:
 
 def find_step(stage_dir: Path, step: int) -> Path:
     """The folder of that step, of the newest for 0. Raises ConfigError."""
-    folders = checkpoint.whole_checkpoints(stage_dir)
-    found = [folder for folder in folders if step in (0, checkpoint.step_of(folder))]
+    folders = on_disk.whole_checkpoints(stage_dir)
+    found = [folder for folder in folders if step in (0, on_disk.step_of(folder))]
     if not found:
         raise _fault("step", f"{stage_dir} has no checkpoint of step {step}", f"take one of these: {_steps(stage_dir)}")
     return found[0]
 
 
 def _steps(stage_dir: Path) -> str:
-    steps = sorted(map(checkpoint.step_of, checkpoint.whole_checkpoints(stage_dir)))
+    steps = sorted(map(on_disk.step_of, on_disk.whole_checkpoints(stage_dir)))
     return ", ".join(f"step={step}" for step in steps)
 
 

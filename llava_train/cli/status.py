@@ -7,7 +7,7 @@ from pathlib import Path
 from llava_train.config.load import load_verb
 from llava_train.config.schema import StatusConfig
 from llava_train.shared.json_files import to_json
-from llava_train.train.status import as_text, status
+from llava_train.train.run.status import as_text, status
 
 
 def run(argv: list[str]) -> int:

@@ -1,10 +1,10 @@
 """What a rank needs of memory, in closed form: the model's states at a ZeRO level, and the activations of a pack.
 
 Enters: dimensions, a stage's settings, the number of ranks, tokens and tiles of packs. Leaves: bytes on the GPU and on
-the host. States as in Rajbhandari et al. 2020 (arXiv 1910.02054, section 3) and in `train/engine.py`, which accumulates
-gradients in fp32; activations as in Korthikanti et al. 2022 (arXiv 2205.05198, section 4), tensor by tensor for these
-layers, with attention that keeps no scores, and held to models of full size that compute nothing (tests/fakegpu). An
-estimate: docs/performance.md sets it beside what GPUs have held.
+the host. States as in Rajbhandari et al. 2020 (arXiv 1910.02054, section 3) and in `train/engine/engine.py`, which
+accumulates gradients in fp32; activations as in Korthikanti et al. 2022 (arXiv 2205.05198, section 4), tensor by tensor
+for these layers, with attention that keeps no scores, and held to models of full size that compute nothing
+(tests/fakegpu). An estimate: docs/performance.md sets it beside what GPUs have held.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GRADIENT = 4  # bytes of a trained weight's gradient, which is accumulated in fp
 MOMENTS = 8  # bytes of AdamW's two moments of a trained weight, fp32
 MASTER = 4  # bytes of the fp32 copy of a trained weight, which DeepSpeed makes of fp32 weights too
 WEIGHT = {"none": 0.0, "8bit": 1.0, "4bit": 0.53}  # bytes of a quantised weight, with its scales
-LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered at the most, as train/engine.py sets it
+LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered at the most, as train/engine/engine.py sets it
 BUCKET = 200_000_000  # gradients on their way between ranks at ZeRO 2 and 3, likewise; at ZeRO 2 there are two
 RESERVED = 2e9  # bytes of the CUDA context, of the libraries and of what the allocator cannot use; a guess
 ROWS = 2048  # of logits at a time, as in model/forward/loss.py
@@ -81,7 +81,7 @@ class States:
 
 
 def states(dims: ModelDims, stage: StageConfig, zero: ZeroConfig, world_size: int) -> States:
-    """The model's states on one of `world_size` ranks, as `train/engine.py` runs DeepSpeed 0.19.8.
+    """The model's states on one of `world_size` ranks, as `train/engine/engine.py` runs DeepSpeed 0.19.8.
 
     Of the moment when they are most: at the end of a backward that is not the first. At ZeRO 3 no weight outlives its
     use in the forward: DeepSpeed's linear layers keep the parameter, which is empty then, and no view of its values.

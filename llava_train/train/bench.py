@@ -30,8 +30,9 @@ from llava_train.ranks.process_group import Ranks
 from llava_train.ranks.signals import StopSignal
 from llava_train.shared.host_memory import peak_memory, restart_peak
 from llava_train.train.build import build_data, build_model, build_trainer
-from llava_train.train.stages import all_stages
-from llava_train.train.step import StepCounts, StepResult, count, train_step
+from llava_train.train.checkpoint.state import StepCounts
+from llava_train.train.run.stages import all_stages
+from llava_train.train.step import StepResult, count, train_step
 
 PARTS = ("forward", "backward", "optimizer")
 PROFILED = 1  # step

@@ -19,8 +19,8 @@ from llava_train.model.loading.load_model import DTYPES, LoadedModel, load_model
 from llava_train.model.loading.strict_load import load_strictly
 from llava_train.ranks.process_group import Ranks
 from llava_train.ranks.signals import StopSignal
-from llava_train.train.loop import Trainer
-from llava_train.train.stages import Stage
+from llava_train.train.run.stages import Stage
+from llava_train.train.trainer import Trainer
 
 
 def build_model(config: Config, stage: Stage, ranks: Ranks) -> LoadedModel:

@@ -9,7 +9,7 @@ import torch
 from llava_train.data.loading.stage_data import StageData
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
-from llava_train.train.engine import Engine
+from llava_train.train.engine.engine import Engine
 
 Measured = tuple[int, float]  # optimiser steps done, loss
 

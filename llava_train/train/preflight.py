@@ -26,8 +26,8 @@ from llava_train.model.loading.load_model import resolve_init
 from llava_train.ranks.process_group import Ranks
 from llava_train.records.file_formats import shards, split_of
 from llava_train.shared.errors import RunError, shortened
-from llava_train.train.engine import MOMENTS
-from llava_train.train.stages import Stage
+from llava_train.train.engine.engine import MOMENTS
+from llava_train.train.run.stages import Stage
 
 READ = 65536  # bytes from each end of a data file that its fingerprint counts, beside its size
 Needs = dict[str, tuple[float, float]]  # of each stage: bytes of states on a rank's GPU, and of one checkpoint

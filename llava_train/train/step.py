@@ -13,25 +13,14 @@ from llava_train.data.loading.steps import StepBatches
 from llava_train.ranks.process_group import Ranks
 from llava_train.ranks.step_guard import Guard
 from llava_train.shared.errors import RunError
-from llava_train.train.engine import Engine
-from llava_train.train.fit import PackTooLarge
+from llava_train.train.checkpoint.state import StepCounts
+from llava_train.train.engine.engine import Engine
+from llava_train.train.run.pack_too_large import PackTooLarge
 
 _REMEDY = (
     "nothing was updated, and the last checkpoint is untouched: look at these samples with `preview`, and at the "
     "losses before; a lower learning rate may do"
 )
-
-
-@dataclass(frozen=True)
-class StepCounts:
-    """Sums over all ranks and micro-batches of one step."""
-
-    num_samples: int
-    num_tokens: int
-    num_supervised: int
-    num_visuals: int
-    num_skipped: int
-    wants_stop: bool  # a rank was told to stop: all of them save and stop instead of taking this step
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlavaOnevisionConfig, Llava
 from llava_train.model.files.names import older_module, older_name
 from llava_train.model.hf_folder.weights import expected_specs
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny_config, tiny_model
-from llava_train.train.export import export_checkpoint
+from llava_train.train.export.export import export_checkpoint
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 from stage_folders import STEP, write_stage

@@ -21,8 +21,8 @@ from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 from llava_train.model.prepare.adapter import inject
 from llava_train.model.prepare.trained_parts import set_trainable
-from llava_train.train.engine import place_buffers
-from llava_train.train.layers import set_layers
+from llava_train.train.engine.engine import place_buffers
+from llava_train.train.recomputing import set_layers
 
 PLACEHOLDER = 259
 

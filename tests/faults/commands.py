@@ -14,7 +14,7 @@ from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 from transformers.models.siglip import modeling_siglip  # noqa: F401
 
 from llava_train.cli.main import main
-from llava_train.train import build, evaluate, report, stages  # noqa: F401
+from llava_train.train.run import stages  # noqa: F401
 
 
 def run(words: list[str], environ: dict[str, str], log: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from jobs import STAGE, Job, assert_identical, checkpoints, step_folders, zero
 from runs import metrics
 
-from llava_train.train.checkpoint import damage
+from llava_train.train.checkpoint.on_disk import damage
 
 SETTINGS = (zero(2), checkpoints(every=1, keep=6))
 

@@ -14,7 +14,7 @@ from llava_train.costs.flops import Recomputed
 from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 from llava_train.model.prepare.trained_parts import set_trainable
-from llava_train.train.layers import set_layers
+from llava_train.train.recomputing import set_layers
 
 ALL = LearningRates(1e-3, 1e-3, 1e-3)
 IMAGE = 259

@@ -23,7 +23,7 @@ from llava_train.config.schema import (
     ZeroConfig,
 )
 from llava_train.ranks.process_group import start_ranks
-from llava_train.train.engine import Engine
+from llava_train.train.engine.engine import Engine
 
 RATES = {"first": 1e-3, "second": 1e-2}
 MICRO_BATCHES = (4, 2, 8, 4, 2)  # of each step, over all ranks

@@ -12,7 +12,7 @@ import torch
 from engine_worker import Rows, make_groups, make_stage
 
 from llava_train.ranks.process_group import Ranks, start_ranks
-from llava_train.train.engine import Engine
+from llava_train.train.engine.engine import Engine
 
 WIDTH = 1500  # of two layers: 9 MB of weights each, and 27 MB more of each in the engine
 

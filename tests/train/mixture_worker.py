@@ -12,7 +12,7 @@ from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.ranks.process_group import start_ranks
 from llava_train.ranks.signals import StopSignal
 from llava_train.train.build import build_data, build_model, build_trainer
-from llava_train.train.stages import pending_stages
+from llava_train.train.run.stages import pending_stages
 
 if __name__ == "__main__":
     with_images: list[bool] = []

@@ -6,9 +6,10 @@ Before each run rank 0 prints what it holds of a quantised weight.
 import runpy
 from pathlib import Path
 
-from llava_train.train import engine, loop
+from llava_train.train import trainer
+from llava_train.train.engine import engine
 
-configure, build = engine.deepspeed_config, loop.Trainer.__init__
+configure, build = engine.deepspeed_config, trainer.Trainer.__init__
 
 
 def shard_all(stage, world_size):
@@ -27,5 +28,5 @@ def build_and_tell(trainer, *what):
 
 
 if __name__ == "__main__":
-    engine.deepspeed_config, loop.Trainer.__init__ = shard_all, build_and_tell
+    engine.deepspeed_config, trainer.Trainer.__init__ = shard_all, build_and_tell
     runpy.run_path(str(Path(__file__).with_name("run_worker.py")), run_name="__main__")

@@ -10,7 +10,7 @@ from llava_train.config.load import load
 from llava_train.ranks.process_group import start_ranks
 from llava_train.ranks.signals import StopSignal
 from llava_train.train.build import build_data, build_model, build_trainer
-from llava_train.train.stages import pending_stages
+from llava_train.train.run.stages import pending_stages
 
 RECIPE = ["+recipe=tiny", "~stages.projector", "data.num_workers=0"]
 

@@ -12,10 +12,10 @@ from engine_worker import MICRO_BATCHES, Rows, Toy, make_groups, make_stage, mak
 from llava_train.config.schema import CheckpointConfig
 from llava_train.model.loading.load_model import DTYPES
 from llava_train.ranks.process_group import start_ranks
-from llava_train.train import checkpoint
-from llava_train.train.engine import Engine
-from llava_train.train.saver import Saver
-from llava_train.train.state import TrainState
+from llava_train.train.checkpoint import on_disk
+from llava_train.train.checkpoint.state import TrainState
+from llava_train.train.checkpoint.writer import Saver
+from llava_train.train.engine.engine import Engine
 
 CUT = 2  # steps before the checkpoint
 PARTS = {"first": range(CUT), "second": range(CUT, len(MICRO_BATCHES)), "whole": range(len(MICRO_BATCHES))}
@@ -54,8 +54,8 @@ def run(task: str, ranks) -> list[float]:
     engine = make_engine(words, ranks)
     saver = Saver(stage_dir, engine, CheckpointConfig(1, 2, 0, "none", bool(background), 0), ranks)
     if part == "second":
-        newest, _ = checkpoint.last_whole(stage_dir, ranks)
-        assert checkpoint.load(newest, engine).step == CUT
+        newest, _ = on_disk.last_whole(stage_dir, ranks)
+        assert on_disk.load(newest, engine).step == CUT
     losses = run_steps(engine, ranks, PARTS[part])
     if part == "first":
         if ranks.is_first:

@@ -14,8 +14,8 @@ from llava_train.config.schema import VideoConfig
 from llava_train.model.files.tensor_files import Spec, Written, file_sha256, write_tensors
 from llava_train.model.hf_folder.folder import write_support
 from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
-from llava_train.train.checkpoint import manifest_text
-from llava_train.train.state import TrainState
+from llava_train.train.checkpoint.on_disk import manifest_text
+from llava_train.train.checkpoint.state import TrainState
 
 STAGE, STEP = "onevision", 7
 STATE = asdict(TrainState(STEP, num_samples=28, num_tokens=900, num_supervised=90, loss=1.25, seconds=3.0))

@@ -13,7 +13,7 @@ from engine_worker import Rows, kept_bytes, make_groups, make_stage
 
 from llava_train.config.schema import ZeroConfig
 from llava_train.ranks.process_group import start_ranks
-from llava_train.train.engine import Engine
+from llava_train.train.engine.engine import Engine
 
 SIZES = 1024, 2048
 WEIGHTS = 2 * SIZES[0] * SIZES[1]

@@ -14,10 +14,10 @@ from llava_train.config.schema import ModelConfig
 from llava_train.evaluate.prediction import FILE, Prediction
 from llava_train.model.hf_folder.card import base_models, card_record, common_licence, hub_datasets, render_card
 from llava_train.model.hf_folder.preparation import PREPARATION_FILE
-from llava_train.train import card as cards
-from llava_train.train.card import make_card, refresh_card, start_record
-from llava_train.train.stages import all_stages, finish
-from llava_train.train.state import TrainState
+from llava_train.train.checkpoint.state import TrainState
+from llava_train.train.export import card as cards
+from llava_train.train.export.card import make_card, refresh_card, start_record
+from llava_train.train.run.stages import all_stages, finish
 
 STATE = asdict(TrainState(step=7, num_samples=14, num_tokens=2000, num_supervised=300, loss=1.25, seconds=4.0))
 STAGES = ["projector", "mid", "final_image", "onevision"]

@@ -12,7 +12,7 @@ from llava_train.costs.flops import Recomputed
 from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config, tiny_model
-from llava_train.train.layers import _compile, set_layers
+from llava_train.train.recomputing import _compile, set_layers
 
 
 def pack(num_documents: int, length: int) -> PackedBatch:

@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from llava_train.ranks import deepspeed_fields
 from llava_train.ranks.deepspeed_fields import TESTED, internal
 from llava_train.shared.errors import RunError
-from llava_train.train.partition import frozen_slices, refresh_weights, trained_slices, whole_shape
+from llava_train.train.engine.zero_slices import frozen_slices, refresh_weights, trained_slices, whole_shape
 
 ROOT = Path(__file__).parents[2]
 

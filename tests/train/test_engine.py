@@ -7,7 +7,7 @@ import engine_worker
 import pytest
 import torch
 
-from llava_train.train.engine import host_threads, place_buffers
+from llava_train.train.engine.engine import host_threads, place_buffers
 
 FP32 = ["0,0,fp32", "1,0,fp32", "2,0,fp32", "3,0,fp32", "2,1,fp32", "3,1,fp32"]
 BF16 = ["0,0,bf16", "1,0,bf16", "2,0,bf16", "3,0,bf16", "3,1,bf16"]

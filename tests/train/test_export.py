@@ -17,8 +17,8 @@ from llava_train.model.hf_folder import check_export, write
 from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config, tiny_model
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
-from llava_train.train.export import CHUNK, export_checkpoint
-from llava_train.train.loop import Trainer
+from llava_train.train.export.export import CHUNK, export_checkpoint
+from llava_train.train.trainer import Trainer
 
 TOKENIZER = byte_tokenizer()
 
@@ -39,7 +39,7 @@ def files(folder):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_number_of_ranks_gives_the_same_folder(model, tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr("llava_train.train.export.CHUNK", 1000)
+    monkeypatch.setattr("llava_train.train.export.export.CHUNK", 1000)
     monkeypatch.setattr(write, "MAX_SHARD_BYTES", 100_000)
     assert CHUNK > 1000
     seen = []
@@ -155,7 +155,7 @@ def test_refused_export_leaves_the_folder_as_it_was(model, tmp_path, monkeypatch
         path.write_bytes(data)
         return hashes
 
-    monkeypatch.setattr("llava_train.train.export.write_weights", damaging)
+    monkeypatch.setattr("llava_train.train.export.export.write_weights", damaging)
     for out in (tmp_path / "out", tmp_path / "new"):
         with pytest.raises(RunError, match="tensor hashes"):
             export(stage_dir, out)

@@ -14,8 +14,9 @@ from llava_train.costs.dims import read_dims
 from llava_train.costs.flops import Recomputed
 from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config
 from llava_train.shared.errors import RunError
-from llava_train.train.fit import Fit, PackTooLarge
-from llava_train.train.step import StepCounts, train_step
+from llava_train.train.checkpoint.state import StepCounts
+from llava_train.train.run.pack_too_large import Fit, PackTooLarge
+from llava_train.train.step import train_step
 
 STAGE = "stages.onevision"
 PACKS = f"{STAGE}.pack.max_tokens=1000 {STAGE}.pack.max_tiles=40 {STAGE}.checkpoint.every=2 train.fit=true"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from runs import TINY, metrics
 
-from llava_train.train.checkpoint import best_of, read_state
+from llava_train.train.checkpoint.on_disk import best_of, read_state
 from llava_train.train.held_out import is_spent, lowest
 
 RISING = "stages.onevision.learning_rate.language_model=0.05 stages.onevision.schedule.kind=constant"

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from llava_train.config.schema import LogConfig
-from llava_train.train import checkpoint
-from llava_train.train.folders import METRICS, read_metrics
-from llava_train.train.metrics import Metrics
+from llava_train.train.checkpoint import on_disk
+from llava_train.train.checkpoint.run_folder import METRICS, read_metrics
+from llava_train.train.report.metrics import Metrics
 
 
 def log(folder, tracker: str, first_step: int, *steps: int) -> None:
@@ -156,7 +156,7 @@ def test_what_is_written_is_json_to_every_reader(tmp_path, number):
 
     folder = tmp_path / "step-00000001"
     folder.mkdir()
-    written = checkpoint.manifest_text({"state": {"held_out": [(1, number)]}, "metrics": {"loss": number}}, {})
+    written = on_disk.manifest_text({"state": {"held_out": [(1, number)]}, "metrics": {"loss": number}}, {})
     (folder / "state.json").write_text(written)
     assert json.loads(written, parse_constant=refuse)["metrics"] == {"loss": None}
-    assert checkpoint.damage(folder) == ""
+    assert on_disk.damage(folder) == ""

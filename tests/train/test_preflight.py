@@ -10,7 +10,7 @@ from llava_train.config.load import load
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
 from llava_train.train import preflight
-from llava_train.train.stages import all_stages
+from llava_train.train.run.stages import all_stages
 
 
 class Threads(Ranks):

@@ -15,8 +15,8 @@ import torch
 
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
-from llava_train.train import run_lock
-from llava_train.train.run_lock import alone
+from llava_train.train.run import lock
+from llava_train.train.run.lock import alone
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 HOLDS = """
@@ -29,7 +29,7 @@ held = FileLock(sys.argv[1]); held.acquire(); print("held", flush=True); time.sl
 def other(tmp_path):
     """Another process that trains in `run`, as far as locks go."""
     (tmp_path / "run").mkdir()
-    words = [sys.executable, "-c", HOLDS, str(tmp_path / "run" / run_lock.LOCK)]
+    words = [sys.executable, "-c", HOLDS, str(tmp_path / "run" / lock.LOCK)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         yield process
@@ -37,9 +37,7 @@ def other(tmp_path):
 
 
 def note(run: Path, process: int, host: str | None = None, job: str = "") -> None:
-    (run / run_lock.HOLDER).write_text(
-        json.dumps({"process": process, "host": host or socket.gethostname(), "job": job})
-    )
+    (run / lock.HOLDER).write_text(json.dumps({"process": process, "host": host or socket.gethostname(), "job": job}))
 
 
 def test_the_second_is_refused_at_once_and_names_the_first(tmp_path, other):
@@ -53,7 +51,7 @@ def test_the_second_is_refused_at_once_and_names_the_first(tmp_path, other):
         pass
     assert "run.dir=DIR" in str(e.value)
     assert time.monotonic() - began < 1
-    assert json.loads((run / run_lock.HOLDER).read_text())["process"] == other.pid
+    assert json.loads((run / lock.HOLDER).read_text())["process"] == other.pid
 
 
 def test_one_on_another_host_is_named_too(tmp_path, other):
@@ -68,7 +66,7 @@ def test_the_lock_of_one_that_died_is_taken(tmp_path, other):
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
     with alone(run, ALONE):
-        assert json.loads((run / run_lock.HOLDER).read_text())["process"] == os.getpid()
+        assert json.loads((run / lock.HOLDER).read_text())["process"] == os.getpid()
 
 
 @pytest.mark.parametrize("job", ["", "12"])
@@ -76,7 +74,7 @@ def test_what_outlives_its_starter_is_waited_for(tmp_path, other, job, monkeypat
     """Workers of a process that was killed; those of a node that SLURM has lost."""
     run = tmp_path / "run"
     note(run, 2**22 + 1, "node7" if job else None, job)  # more than any process's number
-    monkeypatch.setattr(run_lock, "ENDING" if not job else "EVICTED", 30.0)
+    monkeypatch.setattr(lock, "ENDING" if not job else "EVICTED", 30.0)
     subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.3); os.kill({other.pid}, 9)"])
     with alone(run, Ranks(0, 1, torch.device("cpu"), environ={"SLURM_JOB_ID": job})):
         pass
@@ -87,9 +85,7 @@ def test_a_worker_that_ends_leaves_the_lock_to_its_parent(tmp_path):
         worker = get_context("fork").Process(target=int)
         worker.start()
         worker.join()
-        other = subprocess.run(
-            [sys.executable, "-c", PROBE, str(tmp_path / run_lock.LOCK)], capture_output=True, text=True
-        )
+        other = subprocess.run([sys.executable, "-c", PROBE, str(tmp_path / lock.LOCK)], capture_output=True, text=True)
         assert other.stdout == "held by another\n", other.stderr
     with alone(tmp_path, ALONE):
         pass
@@ -117,6 +113,6 @@ def test_a_disk_without_locks_is_told(tmp_path, monkeypatch, capsys):
     def refuse(*_args, **_options):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(run_lock.FileLock, "acquire", refuse)
+    monkeypatch.setattr(lock.FileLock, "acquire", refuse)
     with alone(tmp_path, ALONE):
         assert "cannot be locked (No locks available)" in capsys.readouterr().out

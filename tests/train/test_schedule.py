@@ -3,8 +3,8 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from llava_train.config.schema import ScheduleConfig
-from llava_train.train.loop import total_steps
 from llava_train.train.schedule import learning_rate_factor
+from llava_train.train.trainer import total_steps
 
 
 @pytest.mark.parametrize(("steps", "ratio", "warmup"), [(8, 0.25, 2), (100, 0.03, 3), (7, 0.0, 0), (33, 0.03, 1)])

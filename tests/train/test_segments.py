@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from llava_train.shared.errors import RunError
-from llava_train.train import segments
-from llava_train.train.status import as_text, status
+from llava_train.train.run import job_segments
+from llava_train.train.run.status import as_text, status
 
 ABORTED = "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\nsrun: forcing job termination\n"
 NCCL = "Aborted (core dumped)"  # of survivors, after a time-out
@@ -55,18 +55,18 @@ def exited(node: int, code: int) -> str:
     ],
 )
 def test_what_ended_a_segment(log, code, outcome, reason):
-    ending = segments.judge(log, code)
+    ending = job_segments.judge(log, code)
     assert ending.outcome == outcome
     assert reason in ending.reason
 
 
 def begin(run, job="5", restart=0, live=("5",), limit=2):
-    return segments.begin(run, job, restart, "n[0-1]", live, limit)
+    return job_segments.begin(run, job, restart, "n[0-1]", live, limit)
 
 
 def lose(logs, log: str, code: int = 137, heard: str = "") -> tuple[str, list[str]]:
-    (logs / segments.SRUN).write_text(log)
-    _, refusal, excluded = segments.end(logs, code, heard, 2)
+    (logs / job_segments.SRUN).write_text(log)
+    _, refusal, excluded = job_segments.end(logs, code, heard, 2)
     return refusal, excluded
 
 
@@ -92,7 +92,7 @@ def test_a_segment_of_a_job_that_is_gone_or_requeued_is_closed(tmp_path):
     begin(tmp_path, "5")
     assert begin(tmp_path, "5", restart=1).name == "0002"
     assert begin(tmp_path, "6", live=["6"]).name == "0003"
-    assert [s.outcome for s in segments.read_segments(tmp_path)] == ["stopped", "stopped", "running"]
+    assert [s.outcome for s in job_segments.read_segments(tmp_path)] == ["stopped", "stopped", "running"]
 
 
 def test_failures_without_a_new_checkpoint_end_the_job(tmp_path):
@@ -112,7 +112,7 @@ def test_failures_without_a_new_checkpoint_end_the_job(tmp_path):
 
 
 def test_stops_before_the_first_step_end_the_job(tmp_path):
-    for restart in range(segments.MAX_STOPS - 1):
+    for restart in range(job_segments.MAX_STOPS - 1):
         assert lose(begin(tmp_path, restart=restart), exited(0, 75), 75)[0] == ""
     assert lose(begin(tmp_path), exited(0, 75), 75)[0].startswith("10 stops without a new checkpoint")
 
@@ -138,12 +138,12 @@ def test_what_must_be_mended_is_not_requeued(tmp_path):
 
 def test_a_save_cut_off_by_the_time_limit_is_told(tmp_path):
     lose(begin(tmp_path), "", 137, "SIGUSR1")
-    assert segments.read_segments(tmp_path)[0].reason == "too little time to save, after SIGUSR1"
+    assert job_segments.read_segments(tmp_path)[0].reason == "too little time to save, after SIGUSR1"
 
 
 def test_status_tells_segments_rates_and_time_left(tmp_path):
     logs = begin(tmp_path)
-    (began,) = (s.began for s in segments.read_segments(tmp_path))
+    (began,) = (s.began for s in job_segments.read_segments(tmp_path))
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage/config.yaml").write_text("stages: {stage: {}, next: {}}")
     line = {"num_tokens": 300, "seconds": 1.0, "stalled_seconds": 0.5, "loss": 2.0, "num_steps": 10, "time": began}

@@ -14,8 +14,8 @@ from llava_train.ranks.process_group import Ranks
 from llava_train.records.identity import look_again
 from llava_train.records.readers.open import open_source
 from llava_train.shared.errors import RunError
-from llava_train.train import checkpoint
-from llava_train.train.stages import all_stages, data_differences, finish, pending_stages, resume_meta
+from llava_train.train.checkpoint import on_disk
+from llava_train.train.run.stages import all_stages, data_differences, finish, pending_stages, resume_meta
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -102,7 +102,7 @@ def test_a_checkpoint_tells_that_a_place_is_another(capsys):
     step = Path("run/onevision/step-00000001")
     step.mkdir()
     Path("run/onevision/finished.json").unlink()
-    (step / "state.json").write_text(checkpoint.manifest_text({"meta": meta("data.file=d/q.json")}, {}))
+    (step / "state.json").write_text(on_disk.manifest_text({"meta": meta("data.file=d/q.json")}, {}))
     shutil.copytree("base", "moved")
     assert len(pending_stages(config("data.file=d/q.json", "model.init=moved"), ALONE)) == 1
     out = capsys.readouterr().out
@@ -130,10 +130,10 @@ def test_a_moved_run_finds_the_start_within_it():
     (start / "model.safetensors").write_text("weights")
     files = {"model.safetensors": asdict(Written(7, file_sha256(start / "model.safetensors")))}
     (stage / "base").mkdir()
-    content = {"start": {"folder": checkpoint.start_name(stage, start.resolve()), "files": files}}
-    (stage / "base/manifest.json").write_text(checkpoint.manifest_text(content, {}))
+    content = {"start": {"folder": on_disk.start_name(stage, start.resolve()), "files": files}}
+    (stage / "base/manifest.json").write_text(on_disk.manifest_text(content, {}))
     Path("run").rename("moved")
     base = Path("moved/onevision/base")
-    assert checkpoint.damage(base) == ""
-    assert checkpoint.start_of(base) == (Path("moved/projector/hf").resolve(), files)
-    assert checkpoint.start_name(Path("moved/onevision"), Path("base").resolve()) == str(Path("base").resolve())
+    assert on_disk.damage(base) == ""
+    assert on_disk.start_of(base) == (Path("moved/projector/hf").resolve(), files)
+    assert on_disk.start_name(Path("moved/onevision"), Path("base").resolve()) == str(Path("base").resolve())

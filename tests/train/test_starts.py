@@ -26,7 +26,7 @@ from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import ConfigError
 from llava_train.start_folder.find import stamps, weight_files
-from llava_train.train.saver import Saver
+from llava_train.train.checkpoint.writer import Saver
 
 # one of each kind goes through real processes
 COMMANDS = (

@@ -8,8 +8,9 @@ from llava_train.data.loading.steps import StepBatches
 from llava_train.ranks.process_group import Ranks
 from llava_train.ranks.step_guard import Guard
 from llava_train.shared.errors import DataError, RunError
-from llava_train.train.step import StepCounts, train_step
+from llava_train.train.checkpoint.state import StepCounts
 from llava_train.train.step import count as count_step
+from llava_train.train.step import train_step
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from engine_worker import Rows, make_stage
 
 from llava_train.ranks.process_group import start_ranks
-from llava_train.train import engine as engines
+from llava_train.train.engine import engine as engines
 
 WIDTH, LAYERS, MICRO_BATCHES = 400, 4, 3  # 160,000 weights a layer: more than ZeRO 3 leaves whole
 COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter", "all_gather_into_tensor")

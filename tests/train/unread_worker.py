@@ -15,7 +15,7 @@ from llava_train.model.loading.lazy_weights import load_unread, unread
 from llava_train.model.loading.strict_load import load_strictly
 from llava_train.ranks.process_group import start_ranks
 from llava_train.train import build
-from llava_train.train.stages import pending_stages
+from llava_train.train.run.stages import pending_stages
 
 DATA = SimpleNamespace(steps_per_epoch=1, num_samples_by_source={}, refused=[], records={}, held_out=None)
 

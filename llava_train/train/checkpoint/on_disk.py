@@ -20,9 +20,9 @@ from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
 from llava_train.shared.json_files import finite, read_json, to_json
 from llava_train.shared.whole_files import PARTIAL, flush, write_whole
-from llava_train.train.engine import Engine
-from llava_train.train.folders import step_of, whole_checkpoints
-from llava_train.train.state import TrainState
+from llava_train.train.checkpoint.run_folder import step_of, whole_checkpoints
+from llava_train.train.checkpoint.state import TrainState
+from llava_train.train.engine.engine import Engine
 
 BASE = "base"
 MANIFEST = {"base": "manifest.json", "step": "state.json"}

@@ -18,9 +18,9 @@ from llava_train.shared.console import console
 from llava_train.shared.errors import ConfigError, DataError, RunError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json
-from llava_train.train import checkpoint
-from llava_train.train.fit import with_lowered
-from llava_train.train.folders import FINISHED
+from llava_train.train.checkpoint import on_disk
+from llava_train.train.checkpoint.run_folder import FINISHED
+from llava_train.train.run.pack_too_large import with_lowered
 
 EXPORT, ADAPTER = "hf", "adapter"
 RECORDS, HELD_OUT_RECORDS = "records", "held_out_records"  # in a checkpoint: what identifies those of each source
@@ -116,7 +116,7 @@ def _trained_on(stage: Stage) -> str:
 
 def _compare_settings(config: Config, stage: Stage, meta: dict[str, Any], ranks: Ranks) -> None:
     """Says which settings changed since the checkpoint. Raises RunError where one did that must not."""
-    saved = stage.meta() if stage.is_finished else checkpoint.newest_meta(stage.folder)
+    saved = stage.meta() if stage.is_finished else on_disk.newest_meta(stage.folder)
     if saved is None:
         return
     then, now = _with_places(saved["fingerprint"], config.run.dir), meta["fingerprint"]

@@ -34,17 +34,17 @@ from llava_train.ranks.step_guard import Guard
 from llava_train.ranks.watchdog import Watchdog
 from llava_train.shared.console import console
 from llava_train.shared.errors import DataError, RunError, counted
-from llava_train.train import checkpoint
-from llava_train.train.card import start_record
-from llava_train.train.engine import Engine
-from llava_train.train.export import export_adapter, export_checkpoint, report_table
-from llava_train.train.fit import Fit, PackTooLarge, read_lowered
+from llava_train.train.checkpoint import on_disk
+from llava_train.train.checkpoint.state import HELD_OUT_LOSS, StepCounts, TrainState, as_record
+from llava_train.train.checkpoint.writer import Saver
+from llava_train.train.engine.engine import Engine
+from llava_train.train.export.card import start_record
+from llava_train.train.export.export import export_adapter, export_checkpoint, report_table
 from llava_train.train.held_out import held_out_loss, is_spent, lowest
-from llava_train.train.layers import choose_layers, set_layers
-from llava_train.train.metrics import Metrics
-from llava_train.train.saver import Saver
-from llava_train.train.schedule import learning_rate_factor
-from llava_train.train.stages import (
+from llava_train.train.recomputing import choose_layers, set_layers
+from llava_train.train.report.metrics import Metrics
+from llava_train.train.run.pack_too_large import Fit, PackTooLarge, read_lowered
+from llava_train.train.run.stages import (
     ADAPTER,
     EXPORT,
     HELD_OUT_RECORDS,
@@ -55,8 +55,8 @@ from llava_train.train.stages import (
     refuse,
     resume_meta,
 )
-from llava_train.train.state import HELD_OUT_LOSS, TrainState, as_record
-from llava_train.train.step import StepCounts, StepResult, count, train_step
+from llava_train.train.schedule import learning_rate_factor
+from llava_train.train.step import StepResult, count, train_step
 
 LISTED_SAMPLES = 20  # left-out samples that the end of a stage names; all are in the summary file
 
@@ -132,16 +132,16 @@ class Trainer:
         folder = self.stage.folder
         if self.ranks.is_first:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.remove_partial(folder)
+            on_disk.remove_partial(folder)
         self.ranks.barrier()
-        newest, passed_over = checkpoint.last_whole(folder, self.ranks)
+        newest, passed_over = on_disk.last_whole(folder, self.ranks)
         for line in passed_over:
             self._console.print(f"damaged: {line}", highlight=False)
         if newest is not None:
-            saved = checkpoint.read_state(newest)["meta"]
+            saved = on_disk.read_state(newest)["meta"]
             self._meta["start"] = saved["start"]  # as it was then: the start's folder may be gone
             refuse(self.stage, data_differences(self.config, self.stage, saved, self._meta))
-            self.state = checkpoint.load(newest, self.engine)
+            self.state = on_disk.load(newest, self.engine)
             self._saved_step = self.state.step
         below = self.stage.settings.lora or self.stage.settings.load_in != "none"  # weights that no checkpoint holds
         start = self.loaded.folder.resolve() if below and self.loaded.folder else None
@@ -149,7 +149,7 @@ class Trainer:
             self._refuse_another_start(start)
         self.saver.refuse_little_space(has_base=start is None)
         if self.ranks.is_first:
-            checkpoint.write_whole(folder / "config.yaml", dump(self.config))
+            on_disk.write_whole(folder / "config.yaml", dump(self.config))
         if newest is None:
             self.saver.write_base(self._write_support, start)
         self._refuse_what_no_export_takes()
@@ -159,7 +159,7 @@ class Trainer:
         error = ""
         if self.ranks.is_first:
             try:
-                refuse_support(self.stage.folder / checkpoint.BASE)
+                refuse_support(self.stage.folder / on_disk.BASE)
             except RunError as problem:
                 error = str(problem)
         if error := self.ranks.first(error):
@@ -167,7 +167,7 @@ class Trainer:
 
     def _refuse_another_start(self, start: Path | None) -> None:
         """Raises RunError where the tokenizer or the frozen weights are not those that the stage began on."""
-        base, tokenizer = self.stage.folder / checkpoint.BASE, self.loaded.tokenizer
+        base, tokenizer = self.stage.folder / on_disk.BASE, self.loaded.tokenizer
         before: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         here = self.loaded.folder or self.loaded.sources["language_model"]
         if before.get_vocab() != tokenizer.get_vocab():
@@ -175,7 +175,7 @@ class Trainer:
         own = (base / "chat_template.jinja").read_bytes().decode()
         if self.stage.settings.template == "checkpoint" and own != tokenizer.chat_template:
             refuse(self.stage, [f"chat template: that of {base} -> that of {here}"])
-        recorded = checkpoint.start_of(base)
+        recorded = on_disk.start_of(base)
         if not (start and recorded) or start == recorded[0]:  # whose files were compared with their hashes already
             return
         if self.saver.hashes(start) != recorded[1]:
@@ -253,7 +253,7 @@ class Trainer:
         if is_last or exports or _is_due(step, policy.every) or (best and best[0] == step):
             self._save(background=policy.background and not (is_last or exports))
         if exports and not is_last:
-            self._export(checkpoint.step_folder(self.stage.folder, step), f"-{step:08d}")
+            self._export(on_disk.step_folder(self.stage.folder, step), f"-{step:08d}")
 
     def _save(self, background: bool) -> None:
         self._saved_step = self.state.step
@@ -277,13 +277,13 @@ class Trainer:
         """The checkpoint that the stage hands on: its last, or the best where its settings name the held-out loss."""
         folder, step = self.stage.folder, self.state.step
         if self.stage.settings.checkpoint.best == HELD_OUT_LOSS:
-            best = checkpoint.best_of(checkpoint.whole_checkpoints(folder), HELD_OUT_LOSS)
+            best = on_disk.best_of(on_disk.whole_checkpoints(folder), HELD_OUT_LOSS)
             assert best, "a stage measures and saves its last step"
-            if self.ranks.first(best) != checkpoint.step_folder(folder, step):
+            if self.ranks.first(best) != on_disk.step_folder(folder, step):
                 told = f"{best.name} has the lowest held-out loss and is exported, not the last, step-{step:08d}"
                 self._console.print(told, highlight=False)
             return best
-        return checkpoint.step_folder(folder, step)
+        return on_disk.step_folder(folder, step)
 
     def _export(self, step: Path, suffix: str = "") -> None:
         """From a checkpoint, on rank 0, while the others wait; an error there is raised on all."""
@@ -367,7 +367,7 @@ class Trainer:
             **asdict(self.state),
             "refused": refused,
             "lowered": lowered,
-            "exported": checkpoint.read_state(exported)["state"],
+            "exported": on_disk.read_state(exported)["state"],
         }
 
     def _say_end(self, summary: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from llava_train.shared.console import console
 from llava_train.shared.errors import RunError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json
-from llava_train.train.stages import Stage, all_stages
+from llava_train.train.run.stages import Stage, all_stages
 
 
 def evaluate_stages(config: Config, ranks: Ranks) -> dict[str, dict[str, TaskResult]]:

@@ -25,7 +25,7 @@ from llava_train.model.loading.lazy_weights import read_weight, unread
 from llava_train.ranks.deepspeed_fields import internal
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
-from llava_train.train.partition import Slice, frozen_slices, refresh_weights, trained_slices, whole_shape
+from llava_train.train.engine.zero_slices import Slice, frozen_slices, refresh_weights, trained_slices, whole_shape
 
 MODEL_PREFIX = "hf_model."  # of the training module's parameter names; without it they are transformers' own
 MOMENTS = ("exp_avg", "exp_avg_sq")

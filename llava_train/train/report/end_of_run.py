@@ -19,9 +19,9 @@ from llava_train.model.hf_folder.usage_lines import plain_lines, processor_lines
 from llava_train.ranks.process_group import Ranks
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.console import console
-from llava_train.train.card import refresh_card
-from llava_train.train.metrics import read_metrics
-from llava_train.train.stages import Stage, all_stages
+from llava_train.train.export.card import refresh_card
+from llava_train.train.report.metrics import read_metrics
+from llava_train.train.run.stages import Stage, all_stages
 
 SHOWN_PER_TASK = 4
 THUMBNAIL = 64  # pixels a side of one image or frame

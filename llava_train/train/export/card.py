@@ -22,7 +22,7 @@ from llava_train.shared.errors import ConfigError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json, write_whole
 from llava_train.start_folder.find import TINY
-from llava_train.train.stages import FINISHED, Stage
+from llava_train.train.run.stages import FINISHED, Stage
 
 PACKAGES = ("llava_train", "torch", "transformers", "deepspeed")
 

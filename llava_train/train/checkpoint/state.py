@@ -6,9 +6,20 @@ import math
 from dataclasses import dataclass, field
 
 from llava_train.shared.errors import DataError
-from llava_train.train.step import StepCounts
 
 HELD_OUT_LOSS = "held_out_loss"  # its name in logs, in checkpoints and in checkpoint.best
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Sums over all ranks and micro-batches of one step."""
+
+    num_samples: int
+    num_tokens: int
+    num_supervised: int
+    num_visuals: int
+    num_skipped: int
+    wants_stop: bool  # a rank was told to stop: all of them save and stop instead of taking this step
 
 
 @dataclass

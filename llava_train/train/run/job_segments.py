@@ -21,7 +21,7 @@ from llava_train.ranks.signals import EXIT_CODE, HUNG, LOST
 from llava_train.shared.errors import RunError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json
-from llava_train.train.folders import FINISHED, step_of, whole_checkpoints
+from llava_train.train.checkpoint.run_folder import FINISHED, step_of, whole_checkpoints
 
 FOLDER, SRUN = "segments", "srun.log"
 REFUSED = 2  # exit code of what the user must mend

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from llava_train.shared.errors import RunError
-from llava_train.train.folders import FINISHED, read_metrics, whole_checkpoints
-from llava_train.train.segments import Segment, read_segments
+from llava_train.train.checkpoint.run_folder import FINISHED, read_metrics, whole_checkpoints
+from llava_train.train.run.job_segments import Segment, read_segments
 
 RECENT = 50  # steps whose mean time gives the hours that are left
 Line = dict[str, Any]

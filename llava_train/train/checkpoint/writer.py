@@ -21,10 +21,10 @@ from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
 from llava_train.shared.whole_files import flush, flush_tree
 from llava_train.start_folder.find import weight_files
-from llava_train.train import checkpoint
-from llava_train.train.engine import MOMENTS, Engine
-from llava_train.train.partition import Slice
-from llava_train.train.state import TrainState
+from llava_train.train.checkpoint import on_disk
+from llava_train.train.checkpoint.state import TrainState
+from llava_train.train.engine.engine import MOMENTS, Engine
+from llava_train.train.engine.zero_slices import Slice
 
 Tensors = dict[str, tuple[Slice, torch.Tensor]]  # key in the file -> the slice, and its values
 
@@ -51,12 +51,12 @@ class Saver:
         `write_support` writes the files of a Hugging Face folder that are no weights. Frozen weights are written too,
         unless they are those of the folder `start`: then it is named, with the hashes of its files.
         """
-        folder = self.stage_dir / checkpoint.BASE
+        folder = self.stage_dir / on_disk.BASE
         beside = self._start(folder)
         content: dict[str, Any] = {}
         files, error = dict[str, Written](), ""
         if start:
-            content["start"] = {"folder": checkpoint.start_name(self.stage_dir, start), "files": self.hashes(start)}
+            content["start"] = {"folder": on_disk.start_name(self.stage_dir, start), "files": self.hashes(start)}
         else:
             files, error = self._try(lambda: self._write(beside, "frozen", _values(self.engine.frozen_slices())))
         if self.ranks.is_first and not error:
@@ -76,7 +76,7 @@ class Saver:
         Raises RunError on every rank where one of them cannot write; the checkpoints before are then untouched.
         """
         self.finish()
-        folder = checkpoint.step_folder(self.stage_dir, state.step)
+        folder = on_disk.step_folder(self.stage_dir, state.step)
         beside = self._start(folder)
         weights, optimizer, step = self._trained()
         content = {"state": asdict(state), "meta": meta, "metrics": metrics, "optimizer_step": step}
@@ -113,12 +113,12 @@ class Saver:
             self._commit(pending)
             error = ""
             if self.ranks.is_first:
-                _, error = self._try(lambda: checkpoint.retire(self.stage_dir, self.policy))
+                _, error = self._try(lambda: on_disk.retire(self.stage_dir, self.policy))
             self._raise(pending.folder, error)
 
     def _start(self, folder: Path) -> Path:
         """An empty folder beside the place of `folder`, on every rank's disk."""
-        beside = folder.with_name(folder.name + checkpoint.PARTIAL)
+        beside = folder.with_name(folder.name + on_disk.PARTIAL)
         error = ""
         if self.ranks.is_first:
             _, error = self._try(lambda: _new_folder(beside))
@@ -140,7 +140,7 @@ class Saver:
     def _commit(self, pending: _Pending) -> None:
         """Names the folder if all ranks have written theirs, else removes it and raises RunError on all."""
         folder = pending.folder
-        beside = folder.with_name(folder.name + checkpoint.PARTIAL)
+        beside = folder.with_name(folder.name + on_disk.PARTIAL)
         gathered = self.ranks.gather((pending.files, pending.error))
         error = next((error for _, error in gathered if error), "")
         if self.ranks.is_first:
@@ -153,7 +153,7 @@ class Saver:
 
     def _raise(self, folder: Path, error: str) -> None:
         if found := next(filter(None, self.ranks.gather(error)), ""):
-            whole = self.ranks.first(checkpoint.whole_checkpoints(self.stage_dir))
+            whole = self.ranks.first(on_disk.whole_checkpoints(self.stage_dir))
             last = f"{whole[0].name} is the last whole checkpoint" if whole else "there is no checkpoint before it"
             remedy = "see to space and permissions there, then give the same command again"
             raise RunError(f"{folder} cannot be written: {found}; {last}\n    -> {remedy}")
@@ -216,10 +216,10 @@ def _name(beside: Path, folder: Path, content: dict[str, Any], files: dict[str, 
         path = beside / name
         if not path.is_file() or path.stat().st_size != written.bytes:
             raise OSError(f"{name} is not there; is the run's folder shared by all nodes?")
-    manifest = beside / checkpoint.manifest_of(folder).name
-    manifest.write_text(checkpoint.manifest_text(content, files), encoding="utf-8")
+    manifest = beside / on_disk.manifest_of(folder).name
+    manifest.write_text(on_disk.manifest_text(content, files), encoding="utf-8")
     flush_tree(beside)
     if folder.exists():
-        checkpoint.remove(folder)
+        on_disk.remove(folder)
     beside.rename(folder)
     flush(folder.parent)

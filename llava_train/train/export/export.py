@@ -32,9 +32,9 @@ from llava_train.shared.errors import RunError
 from llava_train.shared.host_memory import peak_memory, restart_peak
 from llava_train.shared.json_files import to_json
 from llava_train.shared.whole_files import whole_folder
-from llava_train.train import checkpoint
-from llava_train.train.card import make_card
-from llava_train.train.stages import Stage, all_stages
+from llava_train.train.checkpoint import on_disk
+from llava_train.train.export.card import make_card
+from llava_train.train.run.stages import Stage, all_stages
 
 REPORT_FILE = "export.json"
 CHUNK = 1 << 24  # elements read at a time from the fp32 slices
@@ -78,12 +78,12 @@ def open_weights(base: Path, step: Path, config: Any, lora: Mapping[str, LoraCon
     """Reads headers alone. Raises RunError where the files do not hold exactly the parameters of the config."""
     frozen: SlicedFiles | StartWeights
     try:
-        trained = SlicedFiles(checkpoint.weight_files(step))
-        start = checkpoint.start_of(base)
+        trained = SlicedFiles(on_disk.weight_files(step))
+        start = on_disk.start_of(base)
         if start:
             frozen = StartWeights([start[0] / name for name in start[1]])
         else:
-            frozen = SlicedFiles(checkpoint.frozen_files(base))
+            frozen = SlicedFiles(on_disk.frozen_files(base))
     except ValueError as error:
         raise RunError(f"{step} cannot be exported: {error}\n    -> take another step: step=N") from error
     specs = expected_specs(config, config.dtype)
@@ -106,7 +106,7 @@ def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
     """
     restart_peak()
     before = peak_memory()
-    base = stage_dir / checkpoint.BASE
+    base = stage_dir / on_disk.BASE
     config: Any = LlavaOnevisionConfig.from_pretrained(base, trust_remote_code=False)
     weights = open_weights(base, step, config, _stage_of(stage_dir).settings.lora)
     with whole_folder(out) as folder:
@@ -131,7 +131,7 @@ def export_adapter(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
 
     Returns the report. Raises RunError where the stage trained more than an adapter can hold.
     """
-    stage, base = _stage_of(stage_dir), stage_dir / checkpoint.BASE
+    stage, base = _stage_of(stage_dir), stage_dir / on_disk.BASE
     saved = saved_modules(stage.settings)
     if saved is None:
         told = f"{stage_dir} trains the whole language model, which no adapter can hold"
@@ -155,7 +155,7 @@ def export_adapter(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
 
 def _copy_support(base: Path, folder: Path, without: Container[str] = ()) -> None:
     for path in sorted(base.iterdir()):
-        if path.suffix != ".safetensors" and path != checkpoint.manifest_of(base) and path.name not in without:
+        if path.suffix != ".safetensors" and path != on_disk.manifest_of(base) and path.name not in without:
             shutil.copyfile(path, folder / path.name)
 
 
@@ -172,7 +172,7 @@ def report_table(report: dict[str, Any]) -> Table:
 
 def _run_card(stage_dir: Path, step: Path) -> Card:
     """From the run's own records: the settings and where the run was at this step."""
-    config, content = _config_of(stage_dir), checkpoint.read_state(step)
+    config, content = _config_of(stage_dir), on_disk.read_state(step)
     return make_card(config, _stage_of(stage_dir), content["state"], content["meta"])
 
 

@@ -17,8 +17,8 @@ from llava_train.config.schema import LogConfig
 from llava_train.shared.console import console
 from llava_train.shared.json_files import to_json
 from llava_train.shared.whole_files import write_whole
-from llava_train.train.folders import METRICS, read_metrics
-from llava_train.train.state import HELD_OUT_LOSS
+from llava_train.train.checkpoint.run_folder import METRICS, read_metrics
+from llava_train.train.checkpoint.state import HELD_OUT_LOSS
 
 WANDB_ID = "wandb-id"  # file of a stage
 WANDB_SECONDS = 30  # that its server is waited for
