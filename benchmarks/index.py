@@ -126,11 +126,11 @@ def opened_rows(folder: Path) -> str:
 
 def viewed(config, stage, index, reading, started: float) -> str:
     from llava_train.config.mixture import SourceConfig
-    from llava_train.data.index.stage_samples import Samples, Source
+    from llava_train.data.index.stage_samples import IndexedSource, StageSamples
 
     seconds, before = time.perf_counter() - started, memory()
-    source = Source("benchmark", SourceConfig(file="records.jsonl"), index, reading)
-    samples = Samples([source], config.data, reading.media, stage.max_length, 0)
+    source = IndexedSource("benchmark", SourceConfig(file="records.jsonl"), index, reading)
+    samples = StageSamples([source], config.data, reading.media, stage.max_length, 0)
     both = time.perf_counter() - started
     return (
         f"{len(index):,} rows in {seconds:.2f} s ({before:.0f} MB); with lengths and tiles of the {len(samples):,}"

@@ -28,14 +28,14 @@ from PIL import Image
 from transformers import LlavaOnevisionConfig
 
 from llava_train.config.schema import VideoConfig
-from llava_train.costs.dims import KNOWN, ModelDims
+from llava_train.costs.dims import KNOWN_DIMS, ModelDims
 from llava_train.model.files.tensor_files import Spec
 from llava_train.model.hf_folder.card import Card
 from llava_train.model.hf_folder.folder import write_checkpoint
 from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
 from llava_train.model.hf_folder.weights import expected_specs
 from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config
-from llava_train.plan.simulation import KINDS, LEAST_SIDE, Kind
+from llava_train.plan.simulation import LEAST_SIDE, SAMPLE_SHAPES, SampleShape
 from llava_train.text.placeholders import add_tags
 
 FOLDER = Path(__file__).parent / "cache"
@@ -49,10 +49,10 @@ SMALL: dict[str, Any] = {
     "vision": {"hidden_size": 144, "intermediate_size": 576, "num_hidden_layers": 4},
     "text": {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4},
 }
-QWEN_7B = KNOWN["Qwen/Qwen2-7B-Instruct"]
+QWEN_7B = KNOWN_DIMS["Qwen/Qwen2-7B-Instruct"]
 SIZES = {
     "small": None,
-    "0_5b": KNOWN["Qwen/Qwen2-0.5B-Instruct"],
+    "0_5b": KNOWN_DIMS["Qwen/Qwen2-0.5B-Instruct"],
     "7b": QWEN_7B,
     "7b_4_layers": replace(QWEN_7B, layers=4),
 }
@@ -154,13 +154,13 @@ def mixed_samples(
     folder: Path, num: int, scale: float, draw: random.Random, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     """By the shares of the last stage's mixture. scale: of images, for tiles that are smaller than the released."""
-    kinds = list(KINDS.values())
+    kinds = list(SAMPLE_SHAPES.values())
     drawn = draw.choices(kinds, [kind.samples for kind in kinds], k=num)
     return [_mixed(folder, f"{number:04d}", kind, scale, draw, rng) for number, kind in enumerate(drawn)]
 
 
 def _mixed(
-    folder: Path, name: str, kind: Kind, scale: float, draw: random.Random, rng: np.random.Generator
+    folder: Path, name: str, kind: SampleShape, scale: float, draw: random.Random, rng: np.random.Generator
 ) -> dict[str, Any]:
     turns, tags = int(rng.geometric(1 / kind.turns)), ""
     images: list[Image.Image] = []

@@ -8,7 +8,7 @@ from llava_train.config.load import collect
 from llava_train.config.rules.adapter import how_trained
 from llava_train.config.rules.files import StageRecords, check_files
 from llava_train.config.schema import Config, StageConfig
-from llava_train.data.samples.sampled_records import passed_over, present_sources
+from llava_train.data.samples.sampled_records import present_sources, unread_of_sources
 from llava_train.family.onevision.start import model_faults
 from llava_train.shared.errors import ConfigError
 
@@ -21,7 +21,7 @@ def run(argv: list[str]) -> int:
 
     config, records = load_checked(argv)
     look = look_at_records(config)
-    passed = passed_over(present_sources(config.data, stage) for stage in config.stages.values())
+    passed = unread_of_sources(present_sources(config.data, stage) for stage in config.stages.values())
     if look.faults:
         print(*passed, sep="\n", end="\n" * bool(passed))
         raise ConfigError(look.faults)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from llava_train.config.load import load_verb
 from llava_train.config.schema import CompareConfig
-from llava_train.shared.errors import ConfigError, Fault
+from llava_train.shared.errors import ConfigError
 
 
 def run(argv: list[str]) -> int:
     """Prints a table. Raises ConfigError."""
     config = load_verb(CompareConfig, argv)
-    from llava_train.evaluate.comparison import compare, read_scores, table
+    from llava_train.evaluate.comparison import compare, comparison_table, read_scores
     from llava_train.shared.console import console
 
     before = read_scores(Path(config.before))
@@ -21,6 +21,6 @@ def run(argv: list[str]) -> int:
         try:
             changes[Path(folder).name] = compare(before, read_scores(Path(folder)))
         except ValueError as error:
-            raise ConfigError([Fault("after", f"{folder}: {error}", "evaluate both on the same data.file")]) from error
-    console().print(table(Path(config.before).name, before, changes))
+            raise ConfigError.one("after", f"{folder}: {error}", "evaluate both on the same data.file") from error
+    console().print(comparison_table(Path(config.before).name, before, changes))
     return 0

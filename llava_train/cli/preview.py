@@ -23,8 +23,8 @@ from llava_train.data.loading.stage_data import make_encoder
 from llava_train.data.media.sample_media import make_media_reader
 from llava_train.data.preview.measure import survey
 from llava_train.data.preview.page import PreviewPage
-from llava_train.data.preview.samples import Preview, Shown, Summary, as_record, as_text
-from llava_train.data.samples.sampled_records import passed_over, present_sources
+from llava_train.data.preview.samples import Preview, Shown, Summary, sample_record, sample_text
+from llava_train.data.samples.sampled_records import present_sources, unread_of_sources
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.shared.errors import ConfigError, Fault
@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     else:
         _show(config, previews, tokenizer)
     to_pipe = config.preview.format == "jsonl" and not config.preview.out
-    for line in [*passed_over(sources.values()), summary]:
+    for line in [*unread_of_sources(sources.values()), summary]:
         print(line, file=sys.stderr if to_pipe else sys.stdout)
     return 0
 
@@ -108,7 +108,7 @@ def _previews(
 
 def _printer(config: Config, output: TextIO, tokenizer: PreTrainedTokenizerBase):
     if config.preview.format == "jsonl":
-        return lambda shown: output.write(json.dumps(as_record(shown), ensure_ascii=False) + "\n")
+        return lambda shown: output.write(json.dumps(sample_record(shown), ensure_ascii=False) + "\n")
     console = Console(file=output, soft_wrap=True)
     stages: list[str] = []
 
@@ -116,7 +116,7 @@ def _printer(config: Config, output: TextIO, tokenizer: PreTrainedTokenizerBase)
         if shown.stage not in stages:
             stages.append(shown.stage)
             console.print(f"stage {shown.stage}", style="bold underline")
-        console.print(as_text(shown, tokenizer, in_colour=bool(console.color_system)))
+        console.print(sample_text(shown, tokenizer, in_colour=bool(console.color_system)))
 
     return show
 

@@ -126,7 +126,7 @@ def start_content(start: str) -> str:
     return content.hexdigest()[:16] if files else ""
 
 
-def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """One line `key: in the checkpoint -> now` for each entry in which two mappings differ; empty if they agree."""
     lines = []
     for key in [*saved, *(key for key in now if key not in saved)]:

@@ -18,7 +18,7 @@ from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.config.shipped_files import shipped_mixtures
 from llava_train.config.typed import build, nearest
-from llava_train.records.file_formats import RECORD_SUFFIXES, kind_of, split_of
+from llava_train.records.file_formats import RECORD_SUFFIXES, format_of, split_of
 from llava_train.shared.errors import ConfigError, Fault
 
 MIXTURE_SUFFIXES = (".yaml", ".yml")
@@ -64,12 +64,12 @@ def read_yaml(path: Path) -> DictConfig | ListConfig:
     try:
         return OmegaConf.load(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Fault(str(path), f"cannot be read ({error})", "check the path")]) from error
+        raise ConfigError.one(str(path), f"cannot be read ({error})", "check the path") from error
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         problem = f"is not valid YAML: {where}{getattr(error, 'problem', None) or error}"
-        raise ConfigError([Fault(str(path), problem, "mend that line; each key stands once")]) from error
+        raise ConfigError.one(str(path), problem, "mend that line; each key stands once") from error
 
 
 def load_mixture(name_or_path: str) -> dict[str, SourceConfig]:
@@ -81,13 +81,13 @@ def mixture_path(name_or_path: str) -> Path:
     """File of a mixture: a path if it ends in .yaml or .yml, else a name. Raises ConfigError if there is none."""
     if Path(name_or_path).suffix in MIXTURE_SUFFIXES:
         if not (path := Path(name_or_path)).is_file():
-            raise ConfigError([Fault(name_or_path, "no such mixture file", "check the path of stages.STAGE.mixture")])
+            raise ConfigError.one(name_or_path, "no such mixture file", "check the path of stages.STAGE.mixture")
         return path
     known = shipped_mixtures()
     if name_or_path not in known:
         close = nearest(name_or_path, known)
         remedy = f"did you mean {close}?" if close else f"known: {', '.join(known)}; or give the path of a .yaml file"
-        raise ConfigError([Fault(name_or_path, "no such mixture", remedy)])
+        raise ConfigError.one(name_or_path, "no such mixture", remedy)
     return known[name_or_path]
 
 
@@ -101,7 +101,7 @@ def stage_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceConfi
         return file_sources(data.file, data.root)
     if not stage.mixture:
         problem = "is empty, and the recipe brings no data of its own"
-        raise ConfigError([Fault("data.file", problem, "set data.file=FILE, and data.root=DIR for its images")])
+        raise ConfigError.one("data.file", problem, "set data.file=FILE, and data.root=DIR for its images")
     return _below(load_mixture(stage.mixture), data.root)
 
 
@@ -131,7 +131,7 @@ def _below(sources: dict[str, SourceConfig], root: str) -> dict[str, SourceConfi
 
 def _with_folder(source: SourceConfig) -> SourceConfig:
     """Pictures lie in the folder that is read."""
-    is_pictures = source.path.is_dir() and kind_of(source.path) == "pictures"
+    is_pictures = source.path.is_dir() and format_of(source.path) == "pictures"
     return replace(source, media_root=source.file) if is_pictures else source
 
 

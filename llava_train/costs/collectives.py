@@ -24,7 +24,7 @@ REACHED = 0.8  # of a link's bandwidth, by large messages; a guess
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightCounts:
     """Numbers of weights. backward: of those whose layers run backward, trained or not."""
 
     total: int
@@ -57,7 +57,7 @@ class Traffic:
         return max(within, between) / REACHED
 
 
-def traffic(weights: Weights, level: int, element: int, num_packs: float, live: int = LIVE) -> Traffic:
+def traffic(weights: WeightCounts, level: int, element: int, num_packs: float, live: int = LIVE) -> Traffic:
     """Of a step of `num_packs` packs on each rank. element: bytes of a weight or gradient on its way.
 
     Worked case: 3 weights of which 2 train, in bf16, 5 packs, at ZeRO 3 with all staying gathered from forward to
@@ -80,5 +80,5 @@ def stage_traffic(dims: ModelDims, stage: StageConfig, num_packs: float) -> Traf
     trains = [part for part, rate in vars(stage.learning_rate).items() if rate != "frozen"]
     runs = parts if "vision_tower" in trains else {name: n for name, n in parts.items() if name != "vision_tower"}
     level = max(1, stage.zero.level) if bf16 else stage.zero.level
-    weights = Weights(sum(parts.values()), sum(runs.values()), num_trained(dims, stage))
+    weights = WeightCounts(sum(parts.values()), sum(runs.values()), num_trained(dims, stage))
     return traffic(weights, level, 2 if bf16 else 4, num_packs)

@@ -88,7 +88,8 @@ def join_dims(text: PretrainedConfig, tower: PretrainedConfig, feature_layer: in
 
 
 _SO400M = {"tower_hidden": 1152, "tower_intermediate": 4304, "tower_layers": 26, "tile_size": 384, "patch_size": 14}
-KNOWN = {  # of the sizes in configs/model/, for a start that is not on disk; config.json of the released checkpoints
+# Of the sizes in configs/model/, for a start that is not on disk; from config.json of the released checkpoints.
+KNOWN_DIMS = {
     "Qwen/Qwen2-0.5B-Instruct": ModelDims(**_SO400M, hidden=896, intermediate=4864, layers=24, heads=14, kv_heads=2,
                                           head_dim=64, vocab=151936, tied=True),
     "Qwen/Qwen2-7B-Instruct": ModelDims(**_SO400M, hidden=3584, intermediate=18944, layers=28, heads=28, kv_heads=4,

@@ -19,7 +19,7 @@ from llava_train.costs.dims import ModelDims, num_adapter
 from llava_train.costs.flops import Recomputed, sample_cost
 
 GRADIENT = 4  # bytes of a trained weight's gradient, which is accumulated in fp32
-MOMENTS = 8  # bytes of AdamW's two moments of a trained weight, fp32
+MOMENT_BYTES = 8  # bytes of AdamW's two moments of a trained weight, fp32
 MASTER = 4  # bytes of the fp32 copy of a trained weight, which DeepSpeed makes of fp32 weights too
 WEIGHT = {"none": 0.0, "8bit": 1.0, "4bit": 0.53}  # bytes of a quantised weight, with its scales
 LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered at the most, as train/engine/engine.py sets it
@@ -98,7 +98,7 @@ def states(dims: ModelDims, stage: StageConfig, zero: ZeroConfig, world_size: in
     gradients = trained * GRADIENT / (world_size if level >= 2 else 1)
     if bf16 and level == 1:
         gradients += trained * element  # a micro-batch's own stay beside the sum (BF16_Optimizer)
-    optimizer = trained * (MOMENTS + (MASTER if level >= 1 else 0)) / shares
+    optimizer = trained * (MOMENT_BYTES + (MASTER if level >= 1 else 0)) / shares
     gathered = {2: 2.0 * min(BUCKET, trained), 3: float(BUCKET + min(LIVE, num_weights))}.get(level, 0.0) * element
     host = 0.0
     if zero.offload_optimizer and level == 3:

@@ -115,7 +115,7 @@ class AnswerFile:
 def _same_settings(path: Path, noted: Path, settings: dict[str, Any]) -> None:
     if not noted.is_file():
         remedy = "set another out=ANSWERS.jsonl"
-        raise ConfigError([Fault("out", f"{path} is there, without the {noted.name} of ours", remedy)])
+        raise ConfigError.one("out", f"{path} is there, without the {noted.name} of ours", remedy)
     before = read_json(noted)
     settings = json.loads(json.dumps(settings))
     faults = []

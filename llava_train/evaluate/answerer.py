@@ -28,7 +28,7 @@ from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.preparation import read_preparation
 from llava_train.model.loading.load_model import DTYPES, load_checkpoint
 from llava_train.model.prepare.adapter import attach_adapter
-from llava_train.shared.errors import ConfigError, DataError, Fault
+from llava_train.shared.errors import ConfigError, DataError
 from llava_train.text.checkpoint_template import stage_template
 from llava_train.text.named_templates import chat_name
 
@@ -148,7 +148,9 @@ class Answerer:
         if error:
             raise error
         with _seeded(seed, [sample]):
-            [text] = self._generate(batch, max_new_tokens, streamer=Told(self._decode, self._ends, tell), **sampling)
+            [text] = self._generate(
+                batch, max_new_tokens, streamer=TextStreamer(self._decode, self._ends, tell), **sampling
+            )
         return text
 
     def _generate(self, batch: PackedBatch | None, max_new_tokens: int, **options: Any) -> list[str]:
@@ -176,7 +178,7 @@ class Answerer:
         return collate(encoded, tiles, self._forward.geometry) if encoded else None, errors
 
 
-class Told:
+class TextStreamer:
     """transformers' streamer: the ids of one answer, as they come, to the text that each adds.
 
     A character whose bytes are not all there waits for them, and space for what follows it: the pieces join to the
@@ -219,7 +221,7 @@ def _refuse_offload(hf_model: Any) -> None:
     """An adapter is put beside weights that are there."""
     if any(parameter.is_meta for parameter in hf_model.parameters()):
         problem = "the model does not fit its devices, and an adapter cannot join weights that are kept on host or disk"
-        raise ConfigError([Fault("adapter", problem, "merge it first, set load_in=4bit, or give more devices")])
+        raise ConfigError.one("adapter", problem, "merge it first, set load_in=4bit, or give more devices")
 
 
 def with_media_of(sample: Sample, other: Sample) -> Sample:

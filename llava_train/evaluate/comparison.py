@@ -15,7 +15,7 @@ from rich.table import Table
 
 from llava_train.config.rules.compare import PREDICTIONS
 from llava_train.evaluate.scoring import Mean, bootstrap, mean_score
-from llava_train.evaluate.summary import told
+from llava_train.evaluate.summary import with_interval
 from llava_train.shared.whole_files import whole_lines
 
 SEED = 0  # of the intervals
@@ -54,15 +54,17 @@ def compare(before: Scores, after: Scores) -> dict[str, Change]:
     return changes
 
 
-def table(before: str, scores: Scores, changes: Mapping[str, Mapping[str, Change]]) -> Table:
+def comparison_table(before: str, scores: Scores, changes: Mapping[str, Mapping[str, Change]]) -> Table:
     """A row for `before`, and two for each other evaluation: its scores, and the differences with what they tell."""
     made = Table("evaluation", title="scores, and differences by question, with 95 % intervals")
     for source, answered in scores.items():
         made.add_column(f"{source}\n{len(answered):,} questions", justify="right")
-    made.add_row(before, *(told(mean_score([score for _, score in answered], SEED)) for answered in scores.values()))
+    made.add_row(
+        before, *(with_interval(mean_score([score for _, score in answered], SEED)) for answered in scores.values())
+    )
     for name, by_source in changes.items():
         made.add_section()
-        made.add_row(name, *(told(by_source[source].score) for source in scores))
+        made.add_row(name, *(with_interval(by_source[source].score) for source in scores))
         made.add_row("", *(_difference(by_source[source]) for source in scores))
     return made
 

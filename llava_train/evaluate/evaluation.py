@@ -21,7 +21,7 @@ from llava_train.evaluate.answerer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
 from llava_train.evaluate.page import Page
 from llava_train.evaluate.prediction import Prediction, dealt, prediction
 from llava_train.evaluate.questions import Question
-from llava_train.evaluate.summary import Row, Said, rows, table
+from llava_train.evaluate.summary import AnswerWithLoss, Row, rows, summary_table
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.console import console
 from llava_train.shared.errors import ConfigError, Fault
@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig, questions: Sequence[Question], ranks: Ranks
     """Asks what was not asked yet, and writes what came of all of it. Raises ConfigError, DataError."""
     asked = asked_of(config)
     folder = out_folder(config, asked)
-    said: dict[int, Said] = ranks.first(open_folder(folder, asked) if ranks.is_first else None)
+    said: dict[int, AnswerWithLoss] = ranks.first(open_folder(folder, asked) if ranks.is_first else None)
     if len(said) < len(questions):
         answerer = Answerer(
             config.model.init, ranks.device, MAX_PIXELS, DECODE_TIMEOUT, config.dtype, config.adapter, config.load_in
@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig, questions: Sequence[Question], ranks: Ranks
         report(config, folder, questions, [said[position] for position in range(len(questions))])
 
 
-def report(config: EvaluateConfig, folder: Path, questions: Sequence[Question], said: Sequence[Said]) -> None:
+def report(config: EvaluateConfig, folder: Path, questions: Sequence[Question], said: Sequence[AnswerWithLoss]) -> None:
     """Scores the answers; prints the table, and writes predictions, scores and page."""
     predictions = [prediction(question, answer.predicted) for question, answer in zip(questions, said, strict=True)]
     scores = [p.score_of(p.predicted, config.tolerance) for p in predictions]
@@ -61,7 +61,7 @@ def report(config: EvaluateConfig, folder: Path, questions: Sequence[Question], 
     write_whole(folder / PAGE, page.render(title, figures, predictions, samples, scores, config.shown))
     page.close()
     out = console()
-    out.print(table(figures))
+    out.print(summary_table(figures))
     for what, name in (("page", PAGE), ("predictions", PREDICTIONS), ("scores", SCORES)):
         out.print(f"{what:<12} {folder / name}", highlight=False)
 
@@ -81,7 +81,7 @@ def out_folder(config: EvaluateConfig, asked: dict[str, Any]) -> Path:
     return Path(config.out or f"evaluations/{Path(config.data.file).stem}-{digest}")
 
 
-def open_folder(folder: Path, asked: dict[str, Any]) -> dict[int, Said]:
+def open_folder(folder: Path, asked: dict[str, Any]) -> dict[int, AnswerWithLoss]:
     """The answers that are there, by position. Raises ConfigError where they are to something else."""
     folder.mkdir(parents=True, exist_ok=True)
     noted, answers = folder / SETTINGS, folder / ANSWERS
@@ -94,17 +94,19 @@ def open_folder(folder: Path, asked: dict[str, Any]) -> dict[int, Said]:
     lines = whole_lines(answers)  # the last may have been cut off
     write_whole(answers, b"".join(lines).decode())
     whole = map(json.loads, lines)
-    return {line["question"]: Said(line["predicted"], _number(line["loss"]), line["tokens"]) for line in whole}
+    return {
+        line["question"]: AnswerWithLoss(line["predicted"], _number(line["loss"]), line["tokens"]) for line in whole
+    }
 
 
 def ask(
     questions: Sequence[Question],
     folder: Path,
-    said: dict[int, Said],
+    said: dict[int, AnswerWithLoss],
     answerer: Answerer,
     config: EvaluateConfig,
     ranks: Ranks,
-) -> dict[int, Said]:
+) -> dict[int, AnswerWithLoss]:
     """Answers of all questions; those not in `said` are asked, and appended to the folder block by block.
 
     The blocks are the same on every rank. Raises DataError.
@@ -118,7 +120,7 @@ def ask(
             samples = [questions[position].sample for position in block]
             texts = dealt(samples, ranks, lambda mine: answerer.answers(mine, config.batch_size, config.max_new_tokens))
             losses = dealt(samples, ranks, lambda mine: answerer.losses(mine, config.batch_size))
-            new = {p: Said(text, *loss) for p, text, loss in zip(block, texts, losses, strict=True)}
+            new = {p: AnswerWithLoss(text, *loss) for p, text, loss in zip(block, texts, losses, strict=True)}
             said.update(new)
             if ranks.is_first:
                 with (folder / ANSWERS).open("a", encoding="utf-8") as file:
@@ -134,7 +136,11 @@ def ask(
 
 
 def write(
-    folder: Path, predictions: Sequence[Prediction], scores: Sequence[float], said: Sequence[Said], rows: Sequence[Row]
+    folder: Path,
+    predictions: Sequence[Prediction],
+    scores: Sequence[float],
+    said: Sequence[AnswerWithLoss],
+    rows: Sequence[Row],
 ) -> None:
     """`predictions.jsonl` and `scores.json`."""
     lines = []

@@ -16,7 +16,7 @@ from llava_train.data.media.image import UnreadableImage, open_image
 from llava_train.data.media.video import UnreadableVideo, VideoReader
 from llava_train.data.samples.sample import Sample
 from llava_train.evaluate.prediction import Prediction
-from llava_train.evaluate.summary import Row, told
+from llava_train.evaluate.summary import Row, with_interval
 from llava_train.records.media_file import MediaFile
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.html import data_uri, escaped
@@ -112,8 +112,9 @@ def _row(row: Row) -> str:
         f"<b style='left:{row.score.value:.1%}'></b></span>"
     )
     return (
-        f"<tr><td>{escaped(row.source)}<td>{escaped(row.type)}<td class=n>{row.count:,}<td class=n>{told(row.score)}"
-        f"<td>{bar}<td class=n>{told(row.loss)}"
+        f"<tr><td>{escaped(row.source)}<td>{escaped(row.type)}<td class=n>{row.count:,}"
+        f"<td class=n>{with_interval(row.score)}"
+        f"<td>{bar}<td class=n>{with_interval(row.loss)}"
     )
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from llava_train.evaluate.questions import Question
-from llava_train.evaluate.scoring import Kind, Reference, normalise, score
+from llava_train.evaluate.scoring import Reference, ScoreType, normalise, score
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import DataError
 
-FILE = "evaluation.json"
+EVALUATION_FILE = "evaluation.json"
 TOLERANCE = 0.05
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +30,7 @@ class Prediction:
     videos: list[str]
     source: str = ""
     record: str = ""
-    type: Kind = "exact"
+    type: ScoreType = "exact"
     answers: list[str] = field(default_factory=list)  # all references; empty: `answer` alone
     choices: dict[str, str] = field(default_factory=dict)
 

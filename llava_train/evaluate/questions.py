@@ -20,16 +20,16 @@ from llava_train.data.samples.parse import BadRecord, MediaRoots, to_answered
 from llava_train.data.samples.sample import Sample, Turn
 from llava_train.data.samples.sampled_records import sampled_records
 from llava_train.evaluate.scoring import (
-    KINDS,
     LETTERS,
-    Kind,
+    SCORE_TYPES,
     Reference,
-    infer_kind,
+    ScoreType,
+    infer_score_type,
     read_number,
     read_option,
     read_options,
 )
-from llava_train.shared.errors import ConfigError, DataError, Fault
+from llava_train.shared.errors import ConfigError, DataError
 from llava_train.shared.unicode_names import other_form
 
 
@@ -46,7 +46,7 @@ class Question:
 
 
 def read_questions(
-    sources: Mapping[str, SourceConfig], limit: int, seed: int, score: Kind | Literal["auto"] = "auto"
+    sources: Mapping[str, SourceConfig], limit: int, seed: int, score: ScoreType | Literal["auto"] = "auto"
 ) -> list[Question]:
     """All sources in order, the first `limit` records of each (0 = all). `score`: the type of all of them.
 
@@ -63,11 +63,11 @@ def read_questions(
         raise refusal(refused, "mend them, or take them out of the file")
     if not questions:
         files = ", ".join(source.file for source in sources.values())
-        raise ConfigError([Fault(", ".join(sources), f"{files} holds no samples", "give it records")])
+        raise ConfigError.one(", ".join(sources), f"{files} holds no samples", "give it records")
     return questions
 
 
-def _question(record: Any, source: str, position: int, root: Path, score: Kind | Literal["auto"]) -> Question:
+def _question(record: Any, source: str, position: int, root: Path, score: ScoreType | Literal["auto"]) -> Question:
     sample = to_answered(record, source, position, MediaRoots(root, outside=True))
     if sample.turns[-1].role == "given":  # what is not learned may still be asked for
         sample = replace(sample, turns=[*sample.turns[:-1], Turn("gpt", sample.turns[-1].text)])
@@ -81,7 +81,7 @@ def _question(record: Any, source: str, position: int, root: Path, score: Kind |
         given, last = bool(answers), sample.turns[-1].text
         kind = _kind(record, score) or ("choice" if choices else None)
         choices = choices or read_options(sample.turns[-2].text)
-        kind = kind or infer_kind(given, choices, answers[0] if given else last)
+        kind = kind or infer_score_type(given, choices, answers[0] if given else last)
         reference = Reference(kind, answers or [last], choices if kind == "choice" else {})
         _refuse_unreadable(reference)
     except BadRecord as error:
@@ -114,11 +114,11 @@ def _choices(record: dict[str, Any]) -> dict[str, str]:
     return {letter: str(text) for letter, text in choices.items()}
 
 
-def _kind(record: dict[str, Any], score: Kind | Literal["auto"]) -> Kind | None:
+def _kind(record: dict[str, Any], score: ScoreType | Literal["auto"]) -> ScoreType | None:
     if score != "auto":
         return score
-    if "type" in record and record["type"] not in KINDS:
-        raise BadRecord(f"type {record['type']!r} is unknown; known: {', '.join(KINDS)}")
+    if "type" in record and record["type"] not in SCORE_TYPES:
+        raise BadRecord(f"type {record['type']!r} is unknown; known: {', '.join(SCORE_TYPES)}")
     return record.get("type")
 
 

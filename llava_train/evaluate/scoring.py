@@ -15,8 +15,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-Kind = Literal["exact", "any_of", "choice", "number"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+ScoreType = Literal["exact", "any_of", "choice", "number"]
+SCORE_TYPES: tuple[ScoreType, ...] = get_args(ScoreType)
 AGREEING = 3  # people whose agreement makes an answer wholly right: Antol et al. 2015, VQA
 Z95 = 1.959964  # half width of a 95 % interval of the normal distribution, in standard deviations
 RESAMPLES = 2000
@@ -39,7 +39,7 @@ _NUMBER = re.compile(
 class Reference:
     """What counts as right. `answers` is not empty; `choices`, by letter, is empty where the letters stand alone."""
 
-    kind: Kind
+    kind: ScoreType
     answers: Sequence[str]
     choices: Mapping[str, str] = field(default_factory=dict)
 
@@ -146,7 +146,7 @@ def read_options(question: str) -> dict[str, str]:
     return {letter: found[letter] for letter in letters} if len(found) > 1 and set(letters) == set(found) else {}
 
 
-def infer_kind(has_answers: bool, choices: Mapping[str, str], answer: str) -> Kind:
+def infer_score_type(has_answers: bool, choices: Mapping[str, str], answer: str) -> ScoreType:
     """The kind of a record that names none: any_of with `answers`; choice with options of which the reference is one;
     number where the reference is one with a decimal point or a percent sign; else exact.
 

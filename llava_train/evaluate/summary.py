@@ -15,7 +15,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Said:
+class AnswerWithLoss:
     """What a model made of one question: its answer, and the summed cross-entropy of the reference's tokens."""
 
     predicted: str
@@ -34,7 +34,9 @@ class Row:
     loss: Mean
 
 
-def rows(predictions: Sequence[Prediction], scores: Sequence[float], said: Sequence[Said], seed: int) -> list[Row]:
+def rows(
+    predictions: Sequence[Prediction], scores: Sequence[float], said: Sequence[AnswerWithLoss], seed: int
+) -> list[Row]:
     """By source and type, then the same over all types and over all sources; each group of questions once."""
     groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for i, p in enumerate(predictions):
@@ -46,20 +48,20 @@ def rows(predictions: Sequence[Prediction], scores: Sequence[float], said: Seque
     return [_row(key, [(scores[i], said[i]) for i in members], seed) for members, key in distinct.items()]
 
 
-def _row(key: tuple[str, str], members: Sequence[tuple[float, Said]], seed: int) -> Row:
+def _row(key: tuple[str, str], members: Sequence[tuple[float, AnswerWithLoss]], seed: int) -> Row:
     score = mean_score([score for score, _ in members], seed)
     loss = bootstrap([said.loss for _, said in members], [said.tokens for _, said in members], seed)
     return Row(*key, len(members), score, loss)
 
 
-def table(rows: Sequence[Row]) -> Table:
+def summary_table(rows: Sequence[Row]) -> Table:
     made = Table("source", "type", title="scores and losses per token of the references, with 95 % intervals")
     for name in ("questions", "score", "loss"):
         made.add_column(name, justify="right")
     for row in rows:
-        made.add_row(row.source, row.type, f"{row.count:,}", told(row.score), told(row.loss))
+        made.add_row(row.source, row.type, f"{row.count:,}", with_interval(row.score), with_interval(row.loss))
     return made
 
 
-def told(mean: Mean) -> str:
+def with_interval(mean: Mean) -> str:
     return f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]"

@@ -19,7 +19,7 @@ from llava_train.costs.memory import recomputed_layers
 from llava_train.data.packing.order import Order, make_order
 from llava_train.data.packing.packs import PackSizes, SampleSizes
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.plan.simulation import KINDS, simulate
+from llava_train.plan.simulation import SAMPLE_SHAPES, simulate
 
 COMPARED = (8, 64, 128, 512)  # ranks, beside those asked for
 LONGEST = 3  # samples that are named
@@ -85,7 +85,7 @@ def simulated(num_samples: int, geometry: Geometry, stage: StageConfig) -> Draws
     """Draws of a mixture like OneVision's, without those beyond the stage's max_length."""
     drawn = simulate(num_samples, geometry, stage.video)
     fits = np.flatnonzero(drawn.sizes.lengths <= stage.max_length)
-    names, kinds = list(KINDS), drawn.kinds[fits]
+    names, kinds = list(SAMPLE_SHAPES), drawn.kinds[fits]
     left_out = {"too long": num_samples - len(fits)} if len(fits) < num_samples else {}
     return Draws(drawn.sizes[fits], lambda draw: names[kinds[draw]], left_out)
 

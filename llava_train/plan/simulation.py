@@ -37,7 +37,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Kind:
+class SampleShape:
     """samples: in the published mixture, for the shares. turns: mean number, geometric. Tokens are those of a turn."""
 
     samples: float
@@ -51,27 +51,35 @@ class Kind:
 
 
 REPLAYED = 800_000 / 3_146_325
-KINDS = {
+SAMPLE_SHAPES = {
     # Instructions with answers of a paragraph or several (Magpie, Evol-Instruct).
-    "text": Kind(449_995 * REPLAYED, 1.2, Spread(60, 0.9), Spread(350, 0.7)),
+    "text": SampleShape(449_995 * REPLAYED, 1.2, Spread(60, 0.9), Spread(350, 0.7)),
     # Photographs as COCO keeps them, 640 pixels long at 4:3, and larger ones; conversations and short answers mixed.
-    "photograph": Kind(1_136_626 * REPLAYED, 2.5, Spread(25, 0.6), Spread(35, 1.2), Spread(680, 0.3), Spread(1.2, 0.3)),
+    "photograph": SampleShape(
+        1_136_626 * REPLAYED, 2.5, Spread(25, 0.6), Spread(35, 1.2), Spread(680, 0.3), Spread(1.2, 0.3)
+    ),
     # Pages, charts and screens: larger, upright as often as wide; many short questions about one of them.
-    "document": Kind(647_138 * REPLAYED, 3.0, Spread(25, 0.5), Spread(15, 1.2), Spread(1000, 0.5), Spread(1.0, 0.4)),
+    "document": SampleShape(
+        647_138 * REPLAYED, 3.0, Spread(25, 0.5), Spread(15, 1.2), Spread(1000, 0.5), Spread(1.0, 0.4)
+    ),
     # Drawn figures, small; a long question, and an answer that is a letter or a derivation.
-    "mathematics": Kind(631_575 * REPLAYED, 1.1, Spread(70, 0.6), Spread(90, 1.1), Spread(480, 0.5), Spread(1.2, 0.4)),
+    "mathematics": SampleShape(
+        631_575 * REPLAYED, 1.1, Spread(70, 0.6), Spread(90, 1.1), Spread(480, 0.5), Spread(1.2, 0.4)
+    ),
     # Text in scenes, single words and lines, which are long and flat.
-    "reading": Kind(280_991 * REPLAYED, 1.3, Spread(25, 0.4), Spread(25, 1.2), Spread(700, 0.7), Spread(1.6, 0.6)),
+    "reading": SampleShape(
+        280_991 * REPLAYED, 1.3, Spread(25, 0.4), Spread(25, 1.2), Spread(700, 0.7), Spread(1.6, 0.6)
+    ),
     # Pairs to compare are the most common; stories and albums reach a dozen and more.
-    "several images": Kind(560_430, 1.5, Spread(45, 0.7), Spread(40, 1.0), images=3.8),
+    "several images": SampleShape(560_430, 1.5, Spread(45, 0.7), Spread(40, 1.0), images=3.8),
     # ShareGPT4Video's clips, with captions of a paragraph, are three in four; the others last up to half a minute.
-    "video": Kind(337_367, 1.2, Spread(40, 0.8), Spread(120, 1.0), seconds=Spread(24, 0.7)),
+    "video": SampleShape(337_367, 1.2, Spread(40, 0.8), Spread(120, 1.0), seconds=Spread(24, 0.7)),
 }
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """kinds: positions in `KINDS`, int64 [samples]."""
+    """kinds: positions in `SAMPLE_SHAPES`, int64 [samples]."""
 
     sizes: SampleSizes
     kinds: np.ndarray
@@ -80,10 +88,10 @@ class Simulation:
 def simulate(num_samples: int, geometry: Geometry, video: VideoConfig, seed: int = SEED) -> Simulation:
     """Samples in the order drawn, the same for the same arguments."""
     rng = np.random.default_rng(seed)
-    shares = np.array([kind.samples for kind in KINDS.values()])
-    kinds = rng.choice(len(KINDS), num_samples, p=shares / shares.sum())
+    shares = np.array([kind.samples for kind in SAMPLE_SHAPES.values()])
+    kinds = rng.choice(len(SAMPLE_SHAPES), num_samples, p=shares / shares.sum())
     columns = np.zeros((4, num_samples), dtype=np.int32)
-    for number, kind in enumerate(KINDS.values()):
+    for number, kind in enumerate(SAMPLE_SHAPES.values()):
         rows = np.flatnonzero(kinds == number)
         text, supervised = _text(kind, rng, len(rows))
         tiles, visual = _media(kind, rng, len(rows), geometry, video)
@@ -91,7 +99,7 @@ def simulate(num_samples: int, geometry: Geometry, video: VideoConfig, seed: int
     return Simulation(SampleSizes(*columns), kinds)
 
 
-def _text(kind: Kind, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _text(kind: SampleShape, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Text tokens with the template's, and those of them that are answers."""
     turns = rng.geometric(1 / kind.turns, count)
     owner = np.repeat(np.arange(count), turns)
@@ -102,7 +110,7 @@ def _text(kind: Kind, rng: np.random.Generator, count: int) -> tuple[np.ndarray,
 
 
 def _media(
-    kind: Kind, rng: np.random.Generator, count: int, geometry: Geometry, video: VideoConfig
+    kind: SampleShape, rng: np.random.Generator, count: int, geometry: Geometry, video: VideoConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tiles and visual tokens."""
     if kind.side and kind.aspect:

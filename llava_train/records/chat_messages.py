@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava_train.records.record import BadRecord
-from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
+from llava_train.records.tags import IMAGE_TAG, TAGS, VIDEO_TAG
 
-_TAGS = {"image": IMAGE_TAG, "video": VIDEO_TAG}
 _TEXT_KEYS = ("from", "value", "role", "content")
 _PATH_KEYS = ("path", "url")  # beside the part's own type, which chat templates take as well
 
@@ -17,7 +16,7 @@ _PATH_KEYS = ("path", "url")  # beside the part's own type, which chat templates
 def with_one_name(record: dict[str, Any]) -> dict[str, Any]:
     """`images` and `videos` as `image` and `video`, without empty entries. Raises BadRecord where both are given."""
     record = dict(record)
-    for kind in _TAGS:
+    for kind in TAGS:
         for key in (kind, f"{kind}s"):
             if isinstance(listed := record.get(key), list):
                 record[key] = [entry for entry in listed if entry not in (None, "")]
@@ -98,13 +97,13 @@ def _as_text(turn: Any, media: dict[str, list[dict[str, Any]]]) -> Any:
         if kind == "text" and isinstance(words := part.get("text"), str):
             if IMAGE_TAG in words or VIDEO_TAG in words:
                 raise BadRecord(f"a text part holds {IMAGE_TAG} or {VIDEO_TAG}: make it a part of its own type")
-            if beside := next((key for key in _TAGS if part.get(key)), None):
+            if beside := next((key for key in TAGS if part.get(key)), None):
                 raise BadRecord(f"a part of type 'text' has {beside!r} as well: make it a part of its own type")
             text += "\n" * (after_medium and bool(words) and not words.startswith("\n")) + words
             after_medium = after_medium and not words
-        elif kind in _TAGS:
+        elif kind in TAGS:
             media[kind].append(part)
-            text += "\n" * after_medium + _TAGS[kind]
+            text += "\n" * after_medium + TAGS[kind]
             after_medium = True
         else:
             raise BadRecord(f"a part is of type {kind!r}; known: text with its text, image, video")

@@ -12,17 +12,17 @@ from typing import Literal
 
 from llava_train.shared.json_files import read_json
 
-Kind = Literal["json", "jsonl", "table", "parquet", "arrow", "tar", "pictures"]
+FileFormat = Literal["json", "jsonl", "table", "parquet", "arrow", "tar", "pictures"]
 TABLE_SUFFIXES = (".csv", ".tsv")
 JSON_SUFFIXES = (".json", ".jsonl")
-FILE_KINDS: dict[str, Kind] = {
+FORMAT_OF_SUFFIX: dict[str, FileFormat] = {
     ".json": "json",
     ".jsonl": "jsonl",
     **dict.fromkeys(TABLE_SUFFIXES, "table"),
     ".parquet": "parquet",
     ".tar": "tar",
 }
-RECORD_SUFFIXES = tuple(FILE_KINDS)
+RECORD_SUFFIXES = tuple(FORMAT_OF_SUFFIX)
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 COUNT_LIMIT = 64 * 2**20  # bytes; a larger file is not opened to count its records
 UNPACK = "is compressed: unpack it once (gunzip, unzip, zstd -d); what lies in it is then read in its place"
@@ -40,24 +40,24 @@ def split_of(file: str | Path) -> tuple[Path, str]:
     return (Path(found[1]), found[2]) if found else (Path(file), "")
 
 
-def kind_of(path: Path, split: str = "") -> Kind:
+def format_of(path: Path, split: str = "") -> FileFormat:
     """Raises ValueError that says what is allowed where the kind is not known, or has no splits and one is named."""
-    kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
+    kind = _format_of_folder(path) if path.is_dir() else _format_of_file(path)
     if split and kind != "table" and not (path.is_dir() and kind in ("parquet", "arrow", "jsonl")):
         meant = f"; name the folder instead: {path / split}" if (path / split).is_dir() else ""
         raise ValueError(f"has no splits, so none called {split}{meant}")
     return kind
 
 
-def _kind_of_file(path: Path) -> Kind:
-    if kind := FILE_KINDS.get(path.suffix.lower()):
+def _format_of_file(path: Path) -> FileFormat:
+    if kind := FORMAT_OF_SUFFIX.get(path.suffix.lower()):
         return kind
     if path.suffix.lower() in COMPRESSED:
         raise ValueError(UNPACK)
     raise ValueError(f"is no record file; allowed: {' '.join(RECORD_SUFFIXES)}, or a folder")
 
 
-def _kind_of_folder(path: Path) -> Kind:
+def _format_of_folder(path: Path) -> FileFormat:
     if (path / SAVED_SPLITS).is_file() or (path / SAVED).is_file():
         return "arrow"
     if _parquet_files(path):
@@ -74,7 +74,7 @@ def shards(path: Path, split: str) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    if (kind := kind_of(path)) == "arrow":
+    if (kind := format_of(path)) == "arrow":
         return _saved_files(path, split)
     if kind == "jsonl":
         return _of_split(path, split, _jsonl_files(path))

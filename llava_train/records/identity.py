@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from llava_train.records.readers.open import Raw, Source
+from llava_train.records.readers.open import Raw, RecordSource
 
-Known = dict[str, Any]  # of a source, for JSON: `identity`, `records` (their number), `stamps` of its files
+SourceIdentity = dict[str, Any]  # of a source, for JSON: `identity`, `records` (their number), `stamps` of its files
 
 
 def digest(raw: Raw) -> int:
@@ -36,23 +36,25 @@ def identity(digests: np.ndarray) -> str:
     return hashlib.sha256(digests.astype("<u8").tobytes()).hexdigest()[:16]
 
 
-def known(source: Source, digests: np.ndarray) -> Known:
+def identify(source: RecordSource, digests: np.ndarray) -> SourceIdentity:
     """What a checkpoint keeps of a source. Raises DataError where its files are gone."""
     return {"identity": identity(digests), "records": len(digests), "stamps": _stamps(source)}
 
 
-def look_again(sources: Mapping[str, Source], before: Mapping[str, Known]) -> dict[str, Known]:
+def identify_again(
+    sources: Mapping[str, RecordSource], before: Mapping[str, SourceIdentity]
+) -> dict[str, SourceIdentity]:
     """What is known of sources now; one is read through only if its files are not those of before. Raises DataError."""
     before, now = _renamed(before, sources), {}
     for name, source in sources.items():
         if name in before and before[name]["stamps"] == _stamps(source):
             now[name] = before[name]
         else:
-            now[name] = known(source, np.array([digest(raw) for raw in source], np.uint64))
+            now[name] = identify(source, np.array([digest(raw) for raw in source], np.uint64))
     return now
 
 
-def differences(before: Mapping[str, Known], now: Mapping[str, Known]) -> list[str]:
+def changed_records(before: Mapping[str, SourceIdentity], now: Mapping[str, SourceIdentity]) -> list[str]:
     """A line for each source whose records are others than before. A single source may have another name."""
     before, lines = _renamed(before, now), []
     for name in dict.fromkeys([*before, *now]):
@@ -65,7 +67,7 @@ def differences(before: Mapping[str, Known], now: Mapping[str, Known]) -> list[s
     return lines
 
 
-def _renamed(before: Mapping[str, Known], now: Mapping[str, Any]) -> Mapping[str, Known]:
+def _renamed(before: Mapping[str, SourceIdentity], now: Mapping[str, Any]) -> Mapping[str, SourceIdentity]:
     """A single source is called after its file, which may have another name by now."""
     return dict(zip(now, before.values(), strict=True)) if len(before) == len(now) == 1 else before
 
@@ -84,6 +86,6 @@ def _without_places(value: Any, blobs: tuple[bytes, ...]) -> Any:
     return {key: _without_places(entry, blobs) for key, entry in value.items()}
 
 
-def _stamps(source: Source) -> list[list[int]]:
+def _stamps(source: RecordSource) -> list[list[int]]:
     stats = [file.stat() for file in source.files()]
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]

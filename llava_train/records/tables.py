@@ -55,7 +55,7 @@ def read_plain(path: Path, split: str = "") -> list[Record | BadRecord]:
     return read_folder(path) if path.is_dir() else read_table(path, split)
 
 
-def passed_over(path: Path) -> str:
+def unread_words(path: Path) -> str:
     """What is not read of a folder or a table, in words; empty where all is. Raises OSError or ValueError."""
     if path.is_dir():
         return files_passed_over("that are neither pictures nor captions of one", sorted_out(path).others)

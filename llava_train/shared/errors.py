@@ -47,6 +47,11 @@ class ConfigError(ValueError):
             "\n".join([f"{head} in the configuration:", *(f"  {i}. {f}" for i, f in enumerate(faults, 1))])
         )
 
+    @classmethod
+    def one(cls, key: str, problem: str, remedy: str) -> ConfigError:
+        """Of a single fault."""
+        return cls([Fault(key, problem, remedy)])
+
 
 class DataError(ValueError):
     """A sample that cannot be used. `reason` is the short countable kind, `detail` the particulars."""

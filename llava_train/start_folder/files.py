@@ -30,7 +30,7 @@ def read_header(key: str, path: Path) -> dict[str, Stored]:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= MAX_HEADER else b""
     if size < 8 or (header[:1] == b"{" and len(header) < length):
-        raise file_error(key, f"{path} is cut off: it has {size:,} bytes", "download or copy it again")
+        raise ConfigError.one(key, f"{path} is cut off: it has {size:,} bytes", "download or copy it again")
     try:
         content = json.loads(header)
         content.pop("__metadata__", None)
@@ -39,12 +39,12 @@ def read_header(key: str, path: Path) -> dict[str, Stored]:
         if not all(isinstance(stored.dtype, str) for stored in found.values()):
             raise ValueError("a type is no text")
     except (ValueError, AttributeError, LookupError, TypeError) as error:
-        raise file_error(key, f"{path} is no safetensors file", "download or copy it again") from error
+        raise ConfigError.one(key, f"{path} is no safetensors file", "download or copy it again") from error
     due = 8 + length + end
     if size != due:
         what = "is cut off" if size < due else "has something behind its end"
         problem = f"{path} {what}: it has {size:,} bytes instead of {due:,}"
-        raise file_error(key, problem, "download or copy it again")
+        raise ConfigError.one(key, problem, "download or copy it again")
     return found
 
 
@@ -84,14 +84,16 @@ def read_object(key: str, path: Path) -> dict[str, Any]:
         fault = pointer_fault(key, path)
         content = None if fault else read_json(path)
     except OSError as error:
-        raise file_error(key, f"{path} cannot be read: {error.strerror}", "give a whole checkpoint folder") from error
+        raise ConfigError.one(
+            key, f"{path} cannot be read: {error.strerror}", "give a whole checkpoint folder"
+        ) from error
     except ValueError as error:
         problem = f"{path} is no JSON: {str(error).splitlines()[0]}"
-        raise file_error(key, problem, "download or copy it again") from error
+        raise ConfigError.one(key, problem, "download or copy it again") from error
     if fault:
         raise ConfigError([fault])
     if not isinstance(content, dict):
-        raise file_error(key, f"{path} holds no JSON object", "download or copy it again")
+        raise ConfigError.one(key, f"{path} holds no JSON object", "download or copy it again")
     return content
 
 
@@ -106,7 +108,3 @@ def read_or_empty(path: Path) -> dict[str, Any]:
         return read_object("", path)
     except ConfigError:
         return {}
-
-
-def file_error(key: str, problem: str, remedy: str) -> ConfigError:
-    return ConfigError([Fault(key, problem, remedy)])

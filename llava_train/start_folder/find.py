@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llava_train.start_folder.files import file_error, object_or_empty, read_or_empty
+from llava_train.shared.errors import ConfigError
+from llava_train.start_folder.files import object_or_empty, read_or_empty
 
 TINY = "tiny"  # the value of model.init that stands for random weights
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -59,9 +60,11 @@ def local_folder(key: str, name: str, weights: bool) -> Path:
             wanted = [path.name for path in weight_files(folder)] or [WEIGHTS]
             folder = Path(snapshot_download(name, allow_patterns=[*SUPPORT, WEIGHTS, *wanted]))
     except unreachable as error:
-        raise file_error(key, *_not_here(key, name, str(error))) from error
+        raise ConfigError.one(key, *_not_here(key, name, str(error))) from error
     if weights and not has_all_weights(folder):  # it takes what is cached where it reaches no hub
-        raise file_error(key, *_not_here(key, name, f"it is out of reach, or holds no {WEIGHTS} and no {INDEX} of it"))
+        raise ConfigError.one(
+            key, *_not_here(key, name, f"it is out of reach, or holds no {WEIGHTS} and no {INDEX} of it")
+        )
     return folder
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
-MediumKind = Literal["image", "video"]
+from llava_train.records.tags import MediumKind
+
 NamedTemplate = Literal["plain", "qwen", "vicuna"]
 TemplateName = Literal["plain", "qwen", "vicuna", "checkpoint"]
 TagPolicy = Literal["front", "keep"]
@@ -17,7 +18,7 @@ LabelRule = Literal["clean", "original"]
 TurnText = tuple[str, str]  # role, text
 
 ROLE_NAMES = {"system": "system", "human": "user", "gpt": "assistant", "given": "assistant"}
-ANSWERS = ("gpt", "given")
+ANSWER_ROLES = ("gpt", "given")
 
 
 class TemplateError(ValueError):
@@ -59,4 +60,4 @@ class Template(Protocol):
 
 
 def unanswered(turns: Sequence[TurnText]) -> Sequence[TurnText]:
-    return turns[:-1] if turns[-1][0] in ANSWERS else turns
+    return turns[:-1] if turns[-1][0] in ANSWER_ROLES else turns

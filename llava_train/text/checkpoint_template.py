@@ -16,8 +16,8 @@ from jinja2 import TemplateError as JinjaError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
-from llava_train.shared.errors import ConfigError, Fault
+from llava_train.records.tags import IMAGE_TAG, TAGS, VIDEO_TAG
+from llava_train.shared.errors import ConfigError
 from llava_train.text.base import (
     ROLE_NAMES,
     LabelRule,
@@ -35,8 +35,7 @@ from llava_train.text.named_templates import make_template
 
 _Form = Literal["parts", "text"]  # what a template takes as `content`: a list of parts, or one text
 _WORD, _ANSWERS = "probe", ("1", "2")  # written to learn the form of a template
-_MEDIA: dict[str, MediumKind] = {IMAGE_TAG: "image", VIDEO_TAG: "video"}
-_TAGS = {kind: tag for tag, kind in _MEDIA.items()}
+_KINDS = {tag: kind for kind, tag in TAGS.items()}
 
 
 def stage_template(
@@ -54,7 +53,7 @@ def stage_template(
         return CheckpointTemplate(jinja, tag_policy, tokenizer.special_tokens_map, words)
     except TemplateError as error:
         remedy = "name a template instead, as qwen, or put a chat_template.jinja into the checkpoint's folder"
-        raise ConfigError([Fault(key, f"the checkpoint's chat template: {error}", remedy)]) from error
+        raise ConfigError.one(key, f"the checkpoint's chat template: {error}", remedy) from error
 
 
 def read_chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -130,9 +129,9 @@ class CheckpointTemplate:
 
     def renders(self, turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> bool:
         """Whether the processor renders the prompt of every answer exactly as it is trained on."""
-        if not tags and any(tag in text for _, text in turns for tag in _MEDIA):
+        if not tags and any(tag in text for _, text in turns for tag in _KINDS):
             return False  # read as a placeholder there
-        text = "".join(_TAGS[p.medium] if p.medium else p.text for p in self.pieces(turns, tags))
+        text = "".join(TAGS[p.medium] if p.medium else p.text for p in self.pieces(turns, tags))
         asked = (self._render(turns[:i], tags, ask=True) for i, (role, _) in enumerate(turns) if role == "gpt")
         return all(text.startswith(prompt) for prompt in asked)
 
@@ -260,7 +259,7 @@ def _parts(text: str, tags: dict[str, MediumKind]) -> list[dict[str, str]]:
 
 
 def _text(text: str, tags: dict[str, MediumKind]) -> str:
-    return "".join(_TAGS[p.medium] if p.medium else p.text for p in split_at_tags(text, False, tags))
+    return "".join(TAGS[p.medium] if p.medium else p.text for p in split_at_tags(text, False, tags))
 
 
 def _with_media(pieces: list[Piece], turns: Sequence[TurnText], tags: dict[str, MediumKind]) -> list[Piece]:
@@ -269,7 +268,7 @@ def _with_media(pieces: list[Piece], turns: Sequence[TurnText], tags: dict[str, 
         return [piece for piece in pieces if piece.text]
     placed: list[Piece] = []
     for piece in pieces:
-        placed += split_at_tags(piece.text, piece.supervised, _MEDIA)
+        placed += split_at_tags(piece.text, piece.supervised, _KINDS)
         if piece.ends_answer and piece.text:
             placed[-1] = placed[-1]._replace(ends_answer=True)
     written = [part.medium for _, text in turns for part in split_at_tags(text, False, tags) if part.medium]

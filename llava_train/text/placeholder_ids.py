@@ -8,7 +8,6 @@ from typing import Any
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.errors import Fault
 
-TAGS = (IMAGE_TAG, VIDEO_TAG)
 DEFAULT_IDS = {IMAGE_TAG: 151646, VIDEO_TAG: 151647}  # of transformers, where config.json names none
 
 

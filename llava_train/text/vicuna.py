@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from llava_train.text.base import ANSWERS, MediumKind, Piece, TagPolicy, TurnText, unanswered
+from llava_train.text.base import ANSWER_ROLES, MediumKind, Piece, TagPolicy, TurnText, unanswered
 from llava_train.text.media_tags import normalise_tags, split_at_tags
 
 VICUNA_SYSTEM = (  # LLaVA-NeXT, llava/conversation.py, conv_vicuna_v1, commit b42941c
@@ -49,7 +49,7 @@ class VicunaTemplate:
         return [*self.pieces(unanswered(turns), tags), *self._turn("gpt", "", {})]
 
     def _turn(self, role: str, text: str, tags: dict[str, MediumKind]) -> list[Piece]:
-        learned, is_answer = role == "gpt", role in ANSWERS
+        learned, is_answer = role == "gpt", role in ANSWER_ROLES
         header = Piece("ASSISTANT:" if is_answer else "USER:", False)
         if not text:
             return [header]

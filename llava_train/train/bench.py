@@ -34,7 +34,7 @@ from llava_train.train.checkpoint.state import StepCounts
 from llava_train.train.run.stages import all_stages
 from llava_train.train.step import StepResult, count, train_step
 
-PARTS = ("forward", "backward", "optimizer")
+STEP_PARTS = ("forward", "backward", "optimizer")
 PROFILED = 1  # step
 OPERATORS = 60  # in the table of a profile
 TRIALS = 5  # of a matrix product, of which the fastest counts
@@ -148,7 +148,7 @@ class Bench:
             hfu=executed / (seconds * products * ranks),
             data_wait=waited / seconds,
             seconds_per_step=seconds / settings.steps,
-            parts={part: parts[part] / clocked for part in PARTS},
+            parts={part: parts[part] / clocked for part in STEP_PARTS},
             peak_memory=peak,
             planned_memory=max(self.ranks.gather(self.planned(seen))),
             loss=result.loss,
@@ -186,7 +186,7 @@ class Bench:
     @contextmanager
     def _clock(self) -> Iterator[dict[str, float]]:
         """Adds up the seconds of each part; on a GPU it waits for each, so these steps are slower."""
-        seconds, started, module = dict.fromkeys(PARTS, 0.0), 0.0, self.engine.module
+        seconds, started, module = dict.fromkeys(STEP_PARTS, 0.0), 0.0, self.engine.module
 
         def start(*_: Any) -> None:
             nonlocal started

@@ -26,7 +26,7 @@ from llava_train.model.loading.load_model import resolve_init
 from llava_train.ranks.process_group import Ranks
 from llava_train.records.file_formats import shards, split_of
 from llava_train.shared.errors import RunError, shortened
-from llava_train.train.engine.engine import MOMENTS
+from llava_train.train.engine.engine import MOMENT_NAMES
 from llava_train.train.run.stages import Stage
 
 READ = 65536  # bytes from each end of a data file that its fingerprint counts, beside its size
@@ -44,7 +44,7 @@ def check(config: Config, stages: list[Stage], ranks: Ranks) -> None:
     gathered = ranks.gather((socket.gethostname(), facts(config), faults))
     if has_folder:
         (folder / str(token)).unlink(missing_ok=True)
-    if found := [*differences([(host, facts) for host, facts, _ in gathered]), *_told_by(gathered)]:
+    if found := [*rank_differences([(host, facts) for host, facts, _ in gathered]), *_told_by(gathered)]:
         head = "1 fault" if len(found) == 1 else f"{len(found)} faults"
         raise RunError("\n".join([f"{head} before the start:", *(f"  {i}. {f}" for i, f in enumerate(found, 1))]))
 
@@ -85,7 +85,7 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
 
 
-def differences(told: list[tuple[str, dict[str, str]]]) -> Iterator[str]:
+def rank_differences(told: list[tuple[str, dict[str, str]]]) -> Iterator[str]:
     """A fault for each fact in which a rank differs from the others; `told` is host and facts by rank."""
     for key in told[0][1]:
         ranks_of: dict[str, list[str]] = {}
@@ -134,7 +134,7 @@ def _needs(config: Config, stages: list[Stage], world_size: int) -> Needs:
     needs: Needs = {}
     for stage in stages:
         held = states(dims, stage.settings, stage.settings.zero, world_size)
-        size = 4 * (1 + len(MOMENTS)) * num_trained(dims, stage.settings)
+        size = 4 * (1 + len(MOMENT_NAMES)) * num_trained(dims, stage.settings)
         needs[stage.name] = held.gpu - held.gathered, size
     return needs
 

@@ -35,7 +35,7 @@ from llava_train.ranks.watchdog import Watchdog
 from llava_train.shared.console import console
 from llava_train.shared.errors import DataError, RunError, counted
 from llava_train.train.checkpoint import on_disk
-from llava_train.train.checkpoint.state import HELD_OUT_LOSS, StepCounts, TrainState, as_record
+from llava_train.train.checkpoint.state import HELD_OUT_LOSS, StepCounts, TrainState, error_record
 from llava_train.train.checkpoint.writer import Saver
 from llava_train.train.engine.engine import Engine
 from llava_train.train.export.card import start_record
@@ -141,7 +141,7 @@ class Trainer:
             saved = on_disk.read_state(newest)["meta"]
             self._meta["start"] = saved["start"]  # as it was then: the start's folder may be gone
             refuse(self.stage, data_differences(self.config, self.stage, saved, self._meta))
-            self.state = on_disk.load(newest, self.engine)
+            self.state = on_disk.load_checkpoint(newest, self.engine)
             self._saved_step = self.state.step
         below = self.stage.settings.lora or self.stage.settings.load_in != "none"  # weights that no checkpoint holds
         start = self.loaded.folder.resolve() if below and self.loaded.folder else None
@@ -361,7 +361,7 @@ class Trainer:
         self._console.print(parts_table(self.parts, self.stage.settings))
 
     def _summary(self, exported: Path) -> dict[str, Any]:
-        refused = [as_record(error) for error in self.data.refused]
+        refused = [error_record(error) for error in self.data.refused]
         lowered = read_lowered(self.stage.folder)
         return {
             **asdict(self.state),

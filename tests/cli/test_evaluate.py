@@ -20,7 +20,7 @@ from llava_train.data.samples.sample import Sample
 from llava_train.evaluate.page import Page
 from llava_train.evaluate.prediction import Prediction
 from llava_train.evaluate.scoring import wilson
-from llava_train.evaluate.summary import Said, rows
+from llava_train.evaluate.summary import AnswerWithLoss, rows
 from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.records.media_file import PackedFile
 from llava_train.text.chat_template import chat_template
@@ -170,7 +170,7 @@ def test_the_page_shows_images_within_other_files_and_says_which_cannot_be_read(
 
 def test_a_group_of_the_same_questions_is_told_once():
     one = Prediction("?", "a", "a", "", [], [], source="own")
-    [row] = rows([one, one], [1.0, 0.0], [Said("a", 2.0, 1), Said("a", 4.0, 2)], seed=0)
+    [row] = rows([one, one], [1.0, 0.0], [AnswerWithLoss("a", 2.0, 1), AnswerWithLoss("a", 4.0, 2)], seed=0)
     assert (row.source, row.type, row.count, row.score) == ("own", "exact", 2, wilson(1, 2))
     assert row.loss.value == 2.0
 

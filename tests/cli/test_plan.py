@@ -8,7 +8,7 @@ import pytest
 
 from llava_train.cli.main import main
 from llava_train.config.load import load
-from llava_train.costs.dims import KNOWN
+from llava_train.costs.dims import KNOWN_DIMS
 from llava_train.costs.flops import sample_cost
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.plan.balance import in_unit, measure_packing, plan_stage, simulated
@@ -86,7 +86,7 @@ def test_packs_that_cannot_be_dealt_are_refused_before_anything_is_read(capsys):
 
 def test_hours_follow_from_gpus_and_balance(tmp_path):
     """By hand: all FLOPs over ranks, peak and balance."""
-    stage, dims = load(["+recipe=ov_stage"]).stages["onevision"], KNOWN["Qwen/Qwen2-7B-Instruct"]
+    stage, dims = load(["+recipe=ov_stage"]).stages["onevision"], KNOWN_DIMS["Qwen/Qwen2-7B-Instruct"]
     draws = simulated(600, make_geometry(384, 14, stage.image), stage)
     planned = plan_stage(draws, stage, "onevision", dims, 8, 80e9, 0, tmp_path)
     assert planned.num_steps == 3
@@ -106,7 +106,7 @@ def test_balance_is_that_of_a_hand_made_order(tmp_path):
         def epoch(self, step: int) -> int:
             return 0
 
-    stage, dims = load(["+recipe=ov_stage"]).stages["onevision"], KNOWN["Qwen/Qwen2-7B-Instruct"]
+    stage, dims = load(["+recipe=ov_stage"]).stages["onevision"], KNOWN_DIMS["Qwen/Qwen2-7B-Instruct"]
     draws = simulated(4, make_geometry(384, 14, stage.image), stage)
     sizes = draws.sizes
     sizes.tiles[:], sizes.supervised[:], sizes.visual[:] = 0, 0, 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llava_train.config.fingerprint import differences, dump, fingerprint, start_content
+from llava_train.config.fingerprint import changed_settings, dump, fingerprint, start_content
 from llava_train.config.load import load
 
 UNTOLD = [
@@ -51,7 +51,8 @@ def fixed(*words: str, stage: str = "onevision") -> dict:
 def changed(saved: dict, now: dict) -> dict[str, list[str]]:
     """Keys that differ, by kind."""
     return {
-        kind: [line.partition(":")[0] for line in differences(saved[kind], now[kind])] for kind in ("fixed", "free")
+        kind: [line.partition(":")[0] for line in changed_settings(saved[kind], now[kind])]
+        for kind in ("fixed", "free")
     }
 
 
@@ -89,8 +90,8 @@ def test_packs_bind_where_they_decide_which_samples_a_step_has():
 
 
 def test_a_difference_names_both_values():
-    assert differences(fixed(), fixed("run.seed=1")) == ["run.seed: 0 -> 1"]
-    assert differences({"a": 1}, {"b": None}) == ["a: 1 -> not set", "b: not set -> None"]
+    assert changed_settings(fixed(), fixed("run.seed=1")) == ["run.seed: 0 -> 1"]
+    assert changed_settings({"a": 1}, {"b": None}) == ["a: 1 -> not set", "b: not set -> None"]
 
 
 def test_a_mixture_binds_by_what_it_holds():
@@ -98,13 +99,13 @@ def test_a_mixture_binds_by_what_it_holds():
     Path("moved.yaml").write_text(Path("mix.yaml").read_text())
     assert of("stages.onevision.mixture=moved.yaml") == saved
     Path("mix.yaml").write_text("sources: {a: {file: a.json, sampling: 'first:4'}}")
-    assert differences(saved["fixed"], fixed()) == ["sources.a.sampling: first:3 -> first:4"]
+    assert changed_settings(saved["fixed"], fixed()) == ["sources.a.sampling: first:3 -> first:4"]
 
 
 def test_the_start_binds_the_first_stage_and_the_stage_before_binds_a_later_one():
     first = of(stage="projector")
     other = of("model.init=m", stage="projector")
-    assert differences(first["places"], other["places"]) == ["model.init: tiny -> m"]
+    assert changed_settings(first["places"], other["places"]) == ["model.init: tiny -> m"]
     assert of("model.init=m") == of()
     assert fixed()["start"] == "stage projector"
     assert first["fixed"]["stage"] == "projector"
@@ -152,7 +153,9 @@ def test_the_content_of_a_start_is_that_of_its_weights_config_and_tokenizer():
 def test_a_mixture_of_ones_own_binds_by_what_it_holds():
     saved = of("data.file=mix.yaml")
     Path("mix.yaml").write_text("sources: {a: {file: a.json, sampling: 'first:4'}}")
-    assert differences(saved["fixed"], of("data.file=mix.yaml")["fixed"]) == ["sources.a.sampling: first:3 -> first:4"]
+    assert changed_settings(saved["fixed"], of("data.file=mix.yaml")["fixed"]) == [
+        "sources.a.sampling: first:3 -> first:4"
+    ]
 
 
 def test_a_fingerprint_survives_json():

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from llava_train.config.rules.files import count_records
-from llava_train.records.file_formats import kind_of, split_of
+from llava_train.records.file_formats import format_of, split_of
 from llava_train.records.picture_folder import read_folder
 from llava_train.records.readers.open import open_source
 from llava_train.records.record import BadRecord
-from llava_train.records.tables import passed_over, read_plain, read_table
+from llava_train.records.tables import read_plain, read_table, unread_words
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_an_input_belongs_to_its_instruction(table):
     both, alone = read_table(path)
     assert [turns(record)[0] for record in (both, alone)] == ["<image>\nSay it.\na cat", "<image>\nSay it."]
     assert (both["id"], alone["id"]) == ("7", "9")
-    assert passed_over(path) == "columns question_id"
+    assert unread_words(path) == "columns question_id"
 
 
 OPTIONS = {
@@ -146,7 +146,7 @@ def test_a_weight_of_a_row_is_read_as_in_json_and_an_answer_of_no_value_is_none(
     nothing, words = read_table(table("image,answer\na,NaN\na,none\n"))
     assert str(nothing) == "q.csv, line 2, column answer: holds NaN"
     assert turns(words)[1] == "none"
-    assert passed_over(table(",image,answer\n")) == "columns (without a name)"
+    assert unread_words(table(",image,answer\n")) == "columns (without a name)"
 
 
 def test_options_that_stand_in_the_question_or_are_none_are_not_added(table):
@@ -164,7 +164,7 @@ def test_options_that_stand_in_the_question_or_are_none_are_not_added(table):
 def test_columns_that_are_passed_over_are_told(table):
     path = table("image,answer,Hint,note,weight,b\n")
     assert open_source(path, "q").passed_over() == "q: passed over columns Hint, note, b"
-    assert passed_over(table("image,answer\n")) == ""
+    assert unread_words(table("image,answer\n")) == ""
 
 
 BAD_ROWS = {
@@ -325,8 +325,8 @@ def test_captions_without_a_picture_are_told(folder):
     path = folder(**{"a.jpg": "", "a.txt": "x", "b.txt": "y", "c.TXT": "z", "c.png": ""})
     records = read_folder(path)
     assert len(records) == 2
-    assert passed_over(path) == "1 files that are neither pictures nor captions of one, such as b.txt"
-    assert passed_over(folder(**{"b.png": ""})) == ""
+    assert unread_words(path) == "1 files that are neither pictures nor captions of one, such as b.txt"
+    assert unread_words(folder(**{"b.png": ""})) == ""
 
 
 NO_LABELS = {
@@ -375,7 +375,7 @@ def test_a_folder_is_no_split(folder):
     with pytest.raises(
         ValueError, match=rf"has no splits, so none called train; name the folder instead: {path}/train"
     ):
-        kind_of(path, "train")
+        format_of(path, "train")
 
 
 def test_table_of_the_documentation_is_read(table):

@@ -27,7 +27,7 @@ from llava_train.config.schema import (
     VideoConfig,
     ZeroConfig,
 )
-from llava_train.costs.dims import KNOWN
+from llava_train.costs.dims import KNOWN_DIMS
 from llava_train.data.index import make_index
 from llava_train.data.loading.stage_data import build_data
 from llava_train.family.onevision.geometry import make_geometry
@@ -73,7 +73,7 @@ DATA = DataConfig(
 )
 
 
-DIMS = KNOWN["Qwen/Qwen2-0.5B-Instruct"]
+DIMS = KNOWN_DIMS["Qwen/Qwen2-0.5B-Instruct"]
 
 
 @pytest.fixture

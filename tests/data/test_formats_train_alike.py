@@ -8,14 +8,14 @@ import pytest
 from in_every_format import NUMBERS, WRITERS, write_messages
 
 from llava_train.config.load import load
-from llava_train.costs.dims import KNOWN
+from llava_train.costs.dims import KNOWN_DIMS
 from llava_train.data.loading.stage_data import build_data
 from llava_train.family.onevision.geometry import make_geometry
-from llava_train.records.identity import look_again
+from llava_train.records.identity import identify_again
 from llava_train.records.readers.open import open_source
 
 FORMATS = {**WRITERS, "messages": write_messages}
-DIMS = KNOWN["Qwen/Qwen2-0.5B-Instruct"]
+DIMS = KNOWN_DIMS["Qwen/Qwen2-0.5B-Instruct"]
 
 
 def trained_on(name: str, folder: Path, tokenizer) -> list[tuple]:
@@ -29,7 +29,7 @@ def trained_on(name: str, folder: Path, tokenizer) -> list[tuple]:
     data = build_data(config.data, stage, "onevision", tokenizer, geometry, DIMS, 0, 0, 1, folder / "cache")
     assert (data.num_samples, data.refused) == (len(NUMBERS), [])
     [source] = data.records
-    assert data.records == look_again({source: open_source(file, source)}, {})  # without the index
+    assert data.records == identify_again({source: open_source(file, source)}, {})  # without the index
     return [
         (
             [name.split("/")[1] for name in batch.sample_ids],

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llava_train.records.identity import differences, digest, known, look_again
+from llava_train.records.identity import changed_records, digest, identify, identify_again
 from llava_train.records.readers.open import open_source
 
 RECORDS = [
@@ -20,7 +20,7 @@ RECORDS = [
 
 def identity(path: Path) -> str:
     source = open_source(path, "s")
-    return known(source, np.array([digest(raw) for raw in source], np.uint64))["identity"]
+    return identify(source, np.array([digest(raw) for raw in source], np.uint64))["identity"]
 
 
 def write(path: Path, records: list[dict], **form) -> Path:
@@ -64,22 +64,24 @@ def test_a_picture_inside_of_a_table_is_part_of_its_record(tmp_path):
 def test_a_source_is_read_again_only_where_its_files_are_not_as_before(tmp_path, monkeypatch):
     path = write(tmp_path / "a.json", RECORDS)
     source = open_source(path, "a")
-    before = {"a": known(source, np.array([digest(raw) for raw in source], np.uint64))}
+    before = {"a": identify(source, np.array([digest(raw) for raw in source], np.uint64))}
     before = json.loads(json.dumps(before))  # as a checkpoint gives it back
     shutil.copy2(path, tmp_path / "moved.json")
     with monkeypatch.context() as patch:
         patch.setattr("llava_train.records.identity.digest", None)
-        assert look_again({"moved": open_source(tmp_path / "moved.json", "moved")}, before) == {"moved": before["a"]}
+        assert identify_again({"moved": open_source(tmp_path / "moved.json", "moved")}, before) == {
+            "moved": before["a"]
+        }
     write(path, RECORDS, indent=1)
-    assert differences(before, look_again({"a": source}, before)) == []
+    assert changed_records(before, identify_again({"a": source}, before)) == []
     write(path, RECORDS[:3])
-    [line] = differences(before, look_again({"a": source}, before))
+    [line] = changed_records(before, identify_again({"a": source}, before))
     assert line == "source a: its records have changed since the checkpoint (4 records then, 3 now)"
 
 
 def test_sources_that_come_and_go_are_named():
     one, two = {"identity": "1", "records": 1, "stamps": []}, {"identity": "2", "records": 2, "stamps": []}
-    assert differences({"a": one, "b": two}, {"b": two, "c": one}) == [
+    assert changed_records({"a": one, "b": two}, {"b": two, "c": one}) == [
         "source a: not there now",
         "source c: not there then",
     ]

@@ -7,7 +7,7 @@ import pytest
 
 from llava_train.config.schema import VideoConfig
 from llava_train.family.onevision.geometry import Geometry
-from llava_train.plan.simulation import KINDS, Simulation, simulate
+from llava_train.plan.simulation import SAMPLE_SHAPES, Simulation, simulate
 
 GRID = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
 
@@ -18,7 +18,7 @@ def drawn() -> Simulation:
 
 
 def of(drawn: Simulation, kind: str) -> np.ndarray:
-    return np.flatnonzero(drawn.kinds == list(KINDS).index(kind))
+    return np.flatnonzero(drawn.kinds == list(SAMPLE_SHAPES).index(kind))
 
 
 def test_shares_are_those_of_the_published_mixture(drawn):

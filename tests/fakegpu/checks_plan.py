@@ -20,7 +20,7 @@ from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.load import load
 from llava_train.config.schema import LoraConfig, StageConfig, ZeroConfig
-from llava_train.costs.dims import KNOWN, ModelDims, read_dims
+from llava_train.costs.dims import KNOWN_DIMS, ModelDims, read_dims
 from llava_train.costs.flops import Recomputed, sample_cost
 from llava_train.costs.memory import activations
 from llava_train.family.onevision.geometry import Geometry
@@ -106,7 +106,7 @@ def compare(
 
 @pytest.mark.parametrize(("size", "recomputed"), [("0.5B", False), ("7B", False), ("7B", True), ("72B", True)])
 def test_at_full_size(gpu, size, recomputed):
-    dims = KNOWN[f"Qwen/Qwen2-{size}-Instruct"]
+    dims = KNOWN_DIMS[f"Qwen/Qwen2-{size}-Instruct"]
     config = config_of(dims)
     again = Recomputed(dims.tower_layers, dims.layers) if recomputed else Recomputed()
     compare(gpu, config, STAGE, again, mixture(np.random.default_rng(1), checkpoint_geometry(config), 30_000))

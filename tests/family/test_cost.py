@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, Sigl
 
 from llava_train.config.load import load
 from llava_train.config.schema import StageConfig, ZeroConfig
-from llava_train.costs.dims import KNOWN, join_dims
+from llava_train.costs.dims import KNOWN_DIMS, join_dims
 from llava_train.costs.flops import ATTENTION_BACKWARD, Recomputed, sample_cost
 from llava_train.costs.memory import (
     FILLED,
@@ -33,7 +33,7 @@ TOWER = SiglipVisionConfig(
     vision_use_head=False, attn_implementation="eager",
 )  # fmt: skip
 DIMS = join_dims(TEXT, TOWER)
-SEVEN = KNOWN["Qwen/Qwen2-7B-Instruct"]
+SEVEN = KNOWN_DIMS["Qwen/Qwen2-7B-Instruct"]
 AS_MATRICES = 3 / (1 + ATTENTION_BACKWARD)  # of attention's FLOPs where its backward keeps the scores
 
 
@@ -107,7 +107,7 @@ def test_costs_of_documents_add_up_and_grow_with_their_square(stage):
 @pytest.mark.parametrize(("name", "total"), [("0.5B", 893_618_208), ("7B", 8_030_348_832), ("72B", 73_180_522_016)])
 def test_parameters_of_the_released_sizes(name, total, stage):
     """Totals as counted on meta tensors of the released configurations."""
-    dims = KNOWN[f"Qwen/Qwen2-{name}-Instruct"]
+    dims = KNOWN_DIMS[f"Qwen/Qwen2-{name}-Instruct"]
     assert sum(num_parameters(dims).values()) == total == num_trained(dims, stage)
     assert num_parameters(dims)["vision_tower"] == 397_747_744
 

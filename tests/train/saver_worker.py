@@ -55,7 +55,7 @@ def run(task: str, ranks) -> list[float]:
     saver = Saver(stage_dir, engine, CheckpointConfig(1, 2, 0, "none", bool(background), 0), ranks)
     if part == "second":
         newest, _ = on_disk.last_whole(stage_dir, ranks)
-        assert on_disk.load(newest, engine).step == CUT
+        assert on_disk.load_checkpoint(newest, engine).step == CUT
     losses = run_steps(engine, ranks, PARTS[part])
     if part == "first":
         if ranks.is_first:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from llava_train.config.schema import GenerateModel
 from llava_train.data.samples.sample import Sample, Turn
-from llava_train.evaluate.answerer import Answerer, Told
+from llava_train.evaluate.answerer import Answerer, TextStreamer
 from llava_train.model.files.names import export_name
 from llava_train.model.loading.load_model import load_checkpoint
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny_config, tiny_model
@@ -85,7 +85,7 @@ def test_pieces_join_to_the_answer(answerer, samples, alone):
 @pytest.mark.parametrize("text", ["naïve café", "日本語 ok", "a  b \n c ", " 🙂🙂 x"])
 def test_a_character_is_told_once_it_is_whole(answerer, text):
     told, tokenizer = [], answerer.tokenizer
-    streamer = Told(lambda ids: tokenizer.decode(ids).strip(), [999], told.append)
+    streamer = TextStreamer(lambda ids: tokenizer.decode(ids).strip(), [999], told.append)
     streamer.put(torch.tensor([[1, 2, 3]]))
     for token in [*tokenizer(text)["input_ids"], 999]:
         streamer.put(torch.tensor([token]))

@@ -8,7 +8,7 @@ import pytest
 
 from llava_train.cli.main import main
 from llava_train.config.load import load
-from llava_train.costs.dims import KNOWN
+from llava_train.costs.dims import KNOWN_DIMS
 from llava_train.costs.flops import sample_cost
 from llava_train.train.bench import products_of
 
@@ -35,7 +35,7 @@ def test_bench_tells_figures_that_fit_each_other_and_saves_nothing(capsys, tmp_p
 
 
 def test_products_are_the_flops_of_the_model_without_attention_and_patches():
-    dims = KNOWN["Qwen/Qwen2-0.5B-Instruct"]
+    dims = KNOWN_DIMS["Qwen/Qwen2-0.5B-Instruct"]
     cost = sample_cost(dims, load(["+recipe=ov_stage", "model=onevision_0_5b"]).stages["onevision"])
     flops = sum(6 * rows * width * out * number for (rows, width, out), number in products_of(dims, 100, 0, 7).items())
     assert flops == pytest.approx(cost.token * 100 + cost.label * 7)

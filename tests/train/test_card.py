@@ -11,7 +11,7 @@ import pytest
 
 from llava_train.config.load import load
 from llava_train.config.schema import ModelConfig
-from llava_train.evaluate.prediction import FILE, Prediction
+from llava_train.evaluate.prediction import EVALUATION_FILE, Prediction
 from llava_train.model.hf_folder.card import base_models, card_record, common_licence, hub_datasets, render_card
 from llava_train.model.hf_folder.preparation import PREPARATION_FILE
 from llava_train.train.checkpoint.state import TrainState
@@ -182,7 +182,9 @@ def test_answers_are_told_of_the_weights_that_gave_them(tmp_path):
     finish(stage, meta, STATE)
     right = asdict(Prediction("what?", "red", "Red.", "blue", [], []))
     wrong = asdict(Prediction("what?", "blue", "red", "blue", [], []))
-    (stage.folder / FILE).write_text(json.dumps({"key": {}, "results": {"shapes": [right, right, wrong, wrong]}}))
+    (stage.folder / EVALUATION_FILE).write_text(
+        json.dumps({"key": {}, "results": {"shapes": [right, right, wrong, wrong]}})
+    )
     refresh_card(config, stage)
     scores = {"accuracy": 0.5, "control": 0.5, "blind": 0.5, "questions": 4}
     notes = json.loads((stage.export / PREPARATION_FILE).read_text())

@@ -7,7 +7,7 @@ import pytest
 from llava_train.evaluate.scoring import (
     Reference,
     bootstrap,
-    infer_kind,
+    infer_score_type,
     mean_score,
     read_letter,
     read_number,
@@ -170,7 +170,7 @@ def test_a_number_may_be_off_by_the_tolerance(said, wanted, tolerance, right):
     ],
 )
 def test_the_kind_of_a_record_that_names_none(has_answers, choices, answer, kind):
-    assert infer_kind(has_answers, choices, answer) == kind
+    assert infer_score_type(has_answers, choices, answer) == kind
 
 
 def test_wilsons_interval():

@@ -7,7 +7,7 @@ import pytest
 
 from llava_train.shared.errors import RunError
 from llava_train.train.run import job_segments
-from llava_train.train.run.status import as_text, status
+from llava_train.train.run.status import status, status_text
 
 ABORTED = "srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\nsrun: forcing job termination\n"
 NCCL = "Aborted (core dumped)"  # of survivors, after a time-out
@@ -55,7 +55,7 @@ def exited(node: int, code: int) -> str:
     ],
 )
 def test_what_ended_a_segment(log, code, outcome, reason):
-    ending = job_segments.judge(log, code)
+    ending = job_segments.judge_ending(log, code)
     assert ending.outcome == outcome
     assert reason in ending.reason
 
@@ -157,7 +157,7 @@ def test_status_tells_segments_rates_and_time_left(tmp_path):
     assert told["checkpoint"]["folder"].endswith("stage/step-00000003")
     [segment] = told["segments"]
     assert (segment["steps"], segment["tokens_per_second"]) == (2, 200.0)  # 600 tokens in 3 s
-    text = "\n".join(as_text(told))
+    text = "\n".join(status_text(told))
     assert "stage stage: step 3 of 10, 0:00:10 left" in text
     assert "failed: rank 1 on n1: Killed" in text
 

@@ -11,7 +11,7 @@ import torch
 from llava_train.config.load import load
 from llava_train.model.files.tensor_files import Written, file_sha256
 from llava_train.ranks.process_group import Ranks
-from llava_train.records.identity import look_again
+from llava_train.records.identity import identify_again
 from llava_train.records.readers.open import open_source
 from llava_train.shared.errors import RunError
 from llava_train.train.checkpoint import on_disk
@@ -30,7 +30,7 @@ def records(*answers: str) -> None:
 
 
 def known(**files: str) -> dict:
-    return look_again({name: open_source(file, name) for name, file in files.items()}, {})
+    return identify_again({name: open_source(file, name) for name, file in files.items()}, {})
 
 
 def meta(*words: str, held_out: dict | None = None) -> dict:

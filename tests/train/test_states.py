@@ -6,10 +6,10 @@ import pytest
 
 from llava_train.config.load import load
 from llava_train.config.schema import ZeroConfig
-from llava_train.costs.dims import KNOWN
+from llava_train.costs.dims import KNOWN_DIMS
 from llava_train.costs.memory import BUCKET, num_trained, states
 
-SEVEN = KNOWN["Qwen/Qwen2-7B-Instruct"]
+SEVEN = KNOWN_DIMS["Qwen/Qwen2-7B-Instruct"]
 WEIGHTS = 2 * 1024 * 2048  # of states_worker.py's module
 # Settings, and bytes by weight of buffers that do not grow with the model: at ZeRO 2 one of a matrix's gradient, which
 # is half of the weights in bf16, and with offload one on each side; at ZeRO 3 the bucket.

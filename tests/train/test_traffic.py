@@ -6,10 +6,12 @@ import pytest
 import traffic_worker
 
 from llava_train.config.gpus import GPUS
-from llava_train.costs.collectives import REACHED, Traffic, Weights, traffic
+from llava_train.costs.collectives import REACHED, Traffic, WeightCounts, traffic
 
 LAYER = traffic_worker.WIDTH**2
-TOY = Weights(traffic_worker.LAYERS * LAYER, (traffic_worker.LAYERS - 1) * LAYER, (traffic_worker.LAYERS - 1) * LAYER)
+TOY = WeightCounts(
+    traffic_worker.LAYERS * LAYER, (traffic_worker.LAYERS - 1) * LAYER, (traffic_worker.LAYERS - 1) * LAYER
+)
 ALL = 10**9
 CASES = [
     *((level, "fp32", ALL) for level in (0, 1, 2, 3)),

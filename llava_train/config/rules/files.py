@@ -12,7 +12,7 @@ from pathlib import Path
 from llava_train.config.mixture import UNRELEASED, SourceConfig, file_sources, stage_sources
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import Config, StageConfig
-from llava_train.records.file_formats import COUNT_LIMIT, Kind, kind_of, shards, split_of
+from llava_train.records.file_formats import COUNT_LIMIT, FileFormat, format_of, shards, split_of
 from llava_train.records.tables import read_plain
 from llava_train.shared.errors import ConfigError, Fault, shortened
 from llava_train.shared.unicode_names import other_form
@@ -101,7 +101,7 @@ def stage_faults(config: Config, name: str, stage: StageConfig, records: StageRe
                 faults.append(fault)
             else:
                 missing[source_name] = fault
-        elif kind_of(source.path) in PACKED_KINDS or _size(source.path) > COUNT_LIMIT:
+        elif format_of(source.path) in PACKED_KINDS or _size(source.path) > COUNT_LIMIT:
             records.not_counted.append(source_name)
         else:
             try:
@@ -155,9 +155,9 @@ def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
             remedy = f"{where}, or set data.root; {leave_out}"
         return f"no file {source.path}{other_form(source.path)}", remedy
     try:
-        if kind_of(*split_of(source.file)) in (*PACKED_KINDS, "jsonl"):
+        if format_of(*split_of(source.file)) in (*PACKED_KINDS, "jsonl"):
             shards(*split_of(source.file))
-        if (kind := kind_of(*split_of(source.file))) in ("json", "jsonl"):
+        if (kind := format_of(*split_of(source.file))) in ("json", "jsonl"):
             problems = [form_problem(file, kind) for file in shards(*split_of(source.file))]
             if found := next((problem for problem in problems if problem[0]), None):
                 return found
@@ -168,7 +168,7 @@ def source_problem(source: SourceConfig, own: bool) -> tuple[str, str]:
     return "", ""
 
 
-def form_problem(path: Path, kind: Kind) -> tuple[str, str]:
+def form_problem(path: Path, kind: FileFormat) -> tuple[str, str]:
     """What a JSON or JSONL file holds other than its name says, by how it begins, and the remedy; else empty."""
     with path.open("rb") as file:
         begins = file.read(FORM_BYTES)
@@ -198,7 +198,7 @@ def _is_json(text: str) -> bool:
 def count_records(file: str | Path) -> int:
     """Records of a JSON list, a table or a folder, or non-blank lines of a JSONL file. ValueError if it is none."""
     path, split = split_of(file)
-    if (kind := kind_of(path, split)) in ("table", "pictures"):
+    if (kind := format_of(path, split)) in ("table", "pictures"):
         return len(read_plain(path, split))
     if kind == "jsonl":
         return sum(1 for file in shards(path, split) for line in file.open("rb") if line.strip())

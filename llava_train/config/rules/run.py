@@ -90,7 +90,7 @@ def _run(rule: Callable[..., Iterator[Fault]], *arguments: Any, complete: bool) 
 
 
 def run_name_is_a_folder_name(config: Config) -> Iterator[Fault]:
-    if not plain_name(config.run.name):
+    if not is_folder_name(config.run.name):
         yield Fault("run.name", f"{shown(config.run.name)} is no folder name", "no /, no leading dot, not empty")
 
 
@@ -103,7 +103,7 @@ def stages_not_empty(config: Config) -> Iterator[Fault]:
     if not config.stages:
         yield Fault("stages", "is empty: nothing would train", "choose a recipe: +recipe=NAME")
     for name in config.stages:
-        if not plain_name(name):
+        if not is_folder_name(name):
             yield Fault(f"stages.{name}", "is no folder name", "no /, no leading dot, not empty")
 
 
@@ -274,7 +274,7 @@ def is_export(folder: Path) -> bool:
     return has_config and all((folder / name).is_file() for name in ("llava_train.json", "README.md"))
 
 
-def plain_name(name: str) -> bool:
+def is_folder_name(name: str) -> bool:
     """Whether a name serves as one folder below another."""
     return bool(name.strip()) and not name.startswith(".") and "/" not in name and name.isprintable()
 

@@ -30,15 +30,26 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from llava_train.config.schema import Config
-from llava_train.data.index.source_index import ABOUT, CUT, KINDS, MEDIA, MEDIUM, RECORDS, REFUSED, ROWS, SCHEMA, Index
+from llava_train.data.index.source_index import (
+    ABOUT,
+    CUT,
+    MEDIA,
+    MEDIUM,
+    MEDIUM_KINDS,
+    RECORDS,
+    REFUSED,
+    ROWS,
+    SCHEMA,
+    Index,
+)
 from llava_train.data.media.sample_media import MediaReader, MediumSize
-from llava_train.data.samples.encode import Encoder, Measured
+from llava_train.data.samples.encode import Encoder, MeasuredText
 from llava_train.data.samples.notes import note_of
 from llava_train.data.samples.parse import MediaRoots, to_answered
 from llava_train.data.samples.sample import Sample
 from llava_train.records.identity import digest
 from llava_train.records.media_file import PackedFile
-from llava_train.records.readers.open import Raw, Source, record_of
+from llava_train.records.readers.open import Raw, RecordSource, record_of
 from llava_train.shared.child_processes import follow_parent, shielded
 from llava_train.shared.errors import DataError, RunError
 
@@ -51,7 +62,7 @@ MISSING = "missing file"
 OF_FILES = (MISSING, "unreadable image", "unreadable video")  # refusals that a changed file may end
 
 
-class Place(NamedTuple):
+class RecordPlace(NamedTuple):
     """A record to be measured. `offset`: where its JSON stands in the file that the index reads it from."""
 
     position: int
@@ -75,22 +86,22 @@ class Reading:
         """The same, with the media inside of records in an index's folder."""
         return replace(self, roots=replace(self.roots, packed=folder / MEDIA))
 
-    def rows(self, places: Sequence[Place]) -> pa.RecordBatch:
+    def rows(self, places: Sequence[RecordPlace]) -> pa.RecordBatch:
         """A row of SCHEMA for each record."""
         return _batch(places, [self._row(place) for place in places])
 
-    def _row(self, place: Place) -> _Row:
+    def _row(self, place: RecordPlace) -> _Row:
         of_record = digest(place.raw)
         try:
             sample = self.sample(place.position, place.raw)
             measured, sizes = self.encoder.measure(sample), self.media.sizes(sample)
             return _Row(measured, sizes, note_of(sample), of_record)
         except DataError as error:
-            return _Row(Measured(REFUSED, 0, []), [], 0, of_record, error.reason, error.detail)
+            return _Row(MeasuredText(REFUSED, 0, []), [], 0, of_record, error.reason, error.detail)
 
 
 class _Row(NamedTuple):
-    measured: Measured
+    measured: MeasuredText
     media: list[MediumSize]
     note: int
     digest: int
@@ -99,7 +110,7 @@ class _Row(NamedTuple):
 
 
 def load_index(
-    source: Source, reading: Reading, settings: Any, num_workers: int, cache_dir: Path, mend: bool = True
+    source: RecordSource, reading: Reading, settings: Any, num_workers: int, cache_dir: Path, mend: bool = True
 ) -> Index:
     """The index of a source, from `cache_dir` or made there. settings: what else its rows depend on, as JSON.
 
@@ -134,7 +145,9 @@ def _opened(folder: Path) -> Index | None:
         return None
 
 
-def _make(folder: Path, source: Source, reading: Reading, about: dict[str, Any], num_workers: int, alone: bool) -> None:
+def _make(
+    folder: Path, source: RecordSource, reading: Reading, about: dict[str, Any], num_workers: int, alone: bool
+) -> None:
     """alone: no other process makes it at the same time."""
     if alone:
         for left in folder.parent.glob(f"{folder.name}.*.part"):
@@ -149,7 +162,7 @@ def _make(folder: Path, source: Source, reading: Reading, about: dict[str, Any],
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write(folder: Path, source: Source, reading: Reading, about: dict[str, Any], num_workers: int) -> None:
+def _write(folder: Path, source: RecordSource, reading: Reading, about: dict[str, Any], num_workers: int) -> None:
     chunks = folder / "chunks.arrow"
     with (folder / RECORDS).open("wb") as records, (folder / MEDIA).open("wb", buffering=0) as media:
         places = _places(source, records, media)
@@ -177,11 +190,11 @@ def _write_rows(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
         os.fsync(file.fileno())
 
 
-def _places(source: Source, records: IO[bytes], media: IO[bytes]) -> Iterator[Place]:
+def _places(source: RecordSource, records: IO[bytes], media: IO[bytes]) -> Iterator[RecordPlace]:
     """The records of a source; those that are not JSON in its file are written to `records`, with the media inside."""
     for position, raw in enumerate(source):
         if raw.offset >= 0:
-            yield Place(position, raw.offset, raw)
+            yield RecordPlace(position, raw.offset, raw)
             continue
         starts = []
         for blob in raw.blobs:
@@ -190,7 +203,7 @@ def _places(source: Source, records: IO[bytes], media: IO[bytes]) -> Iterator[Pl
         content = raw.content
         if starts:
             content = json.dumps(_placed(json.loads(content), starts, raw.blobs), ensure_ascii=False).encode()
-        yield Place(position, records.tell(), replace(raw, content=content, blobs=()))
+        yield RecordPlace(position, records.tell(), replace(raw, content=content, blobs=()))
         records.write(content + b"\n")
 
 
@@ -208,7 +221,9 @@ def _placed(record: Any, starts: list[int], blobs: Sequence[bytes]) -> Any:
     return {key: _placed(value, starts, blobs) for key, value in record.items()}
 
 
-def _measured(source: Source, places: Iterator[Place], reading: Reading, num_workers: int) -> Iterator[pa.RecordBatch]:
+def _measured(
+    source: RecordSource, places: Iterator[RecordPlace], reading: Reading, num_workers: int
+) -> Iterator[pa.RecordBatch]:
     """Rows in the order of the records; by processes where there are many."""
     chunks = iter(lambda: list(islice(places, CHUNK)), [])
     first = list(islice(chunks, PARALLEL_ABOVE // CHUNK))
@@ -236,7 +251,7 @@ def _pool(num_workers: int, reading: Reading) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, chunks: Iterable[list[Place]], ahead: int) -> Iterator[pa.RecordBatch]:
+def _in_order(pool: ProcessPoolExecutor, chunks: Iterable[list[RecordPlace]], ahead: int) -> Iterator[pa.RecordBatch]:
     """Memory holds a bounded number of chunks."""
     waiting: deque[Future[pa.RecordBatch]] = deque()
     for chunk in chunks:
@@ -256,13 +271,13 @@ def _start_process(reading: Reading) -> None:
     follow_parent()
 
 
-def _rows_in_process(places: list[Place]) -> pa.RecordBatch:
+def _rows_in_process(places: list[RecordPlace]) -> pa.RecordBatch:
     return _process_reading.rows(places)
 
 
-def _batch(places: Sequence[Place], rows: Sequence[_Row]) -> pa.RecordBatch:
+def _batch(places: Sequence[RecordPlace], rows: Sequence[_Row]) -> pa.RecordBatch:
     media = [row.media for row in rows]
-    sizes = [(KINDS.index(kind), *others) for of_row in media for kind, *others in of_row]
+    sizes = [(MEDIUM_KINDS.index(kind), *others) for of_row in media for kind, *others in of_row]
     cuts = [row.measured.cuts for row in rows]
     columns = [
         [place.offset for place in places],
@@ -288,7 +303,7 @@ def _lists(entries: Sequence[Sequence[Any]], flat: Sequence[Sequence[Any]], stru
     return pa.ListArray.from_arrays(pa.array(starts), pa.StructArray.from_arrays(arrays, fields=list(struct)))
 
 
-def _changed(index: Index, reading: Reading) -> list[Place]:
+def _changed(index: Index, reading: Reading) -> list[RecordPlace]:
     """Records refused for a file that has come, or has changed, since the index was made."""
     made = (index.folder / ROWS).stat().st_mtime
     places = []
@@ -301,11 +316,11 @@ def _changed(index: Index, reading: Reading) -> list[Place]:
         else:
             is_other = any(os.path.exists(file) and os.path.getctime(file) > made for file in files)
         if is_other:
-            places.append(Place(position, int(index.offsets[position]), raw))
+            places.append(RecordPlace(position, int(index.offsets[position]), raw))
     return places
 
 
-def _mend(index: Index, reading: Reading, places: list[Place]) -> None:
+def _mend(index: Index, reading: Reading, places: list[RecordPlace]) -> None:
     """Measures these records again; the file is replaced as a whole, also where nothing came of it."""
     with pa.memory_map(str(index.folder / ROWS)) as file:
         old = pa.ipc.open_file(file).read_all()

@@ -19,12 +19,11 @@ from llava_train.data.media.sample_media import MediumSize
 from llava_train.data.samples.held_out import Pictures, same_content
 from llava_train.data.samples.parse import record_name
 from llava_train.records.readers.open import Raw, record_of
+from llava_train.records.tags import MEDIUM_KINDS
 from llava_train.shared.errors import DataError
 from llava_train.shared.json_files import read_json
-from llava_train.text.base import MediumKind
 
 REFUSED = -1  # text tokens of a record that makes no sample
-KINDS: tuple[MediumKind, ...] = ("image", "video")
 ROWS, RECORDS, MEDIA, ABOUT = "rows.arrow", "records.jsonl", "media.bin", "source.json"
 PICTURES = "pictures.npz"  # which media are the same, where samples have been held out: see `same_media.py`
 
@@ -86,7 +85,7 @@ class Index:
     def media_of(self, position: int) -> list[MediumSize]:
         start, stop = self.media_starts[position : position + 2]
         fields = [self.media[name][start:stop].tolist() for name in MediumSize._fields]
-        return [MediumSize(KINDS[kind], *others) for kind, *others in zip(*fields, strict=True)]
+        return [MediumSize(MEDIUM_KINDS[kind], *others) for kind, *others in zip(*fields, strict=True)]
 
     def refusal(self, position: int, source: str) -> DataError | None:
         """Why a record makes no sample, whatever the stage; None where it makes one."""

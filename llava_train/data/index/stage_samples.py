@@ -1,7 +1,7 @@
 """A stage's samples: what its mixture takes of the indexes of its sources, with lengths and tiles by its geometry.
 
-Enters: the indexes. Leaves: `Samples`, computed in closed form on whole columns, so that a stage of millions starts at
-once, whatever the limits and the geometry.
+Enters: the indexes. Leaves: `StageSamples`, computed in closed form on whole columns, so that a stage of millions
+starts at once, whatever the limits and the geometry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig
 from llava_train.data.index.make_index import Reading
 from llava_train.data.index.same_media import find_pictures
-from llava_train.data.index.source_index import KINDS, REFUSED, Index
+from llava_train.data.index.source_index import MEDIUM_KINDS, REFUSED, Index
 from llava_train.data.media.sample_media import MediaReader, MediumSize
 from llava_train.data.packing.packs import SampleSizes
 from llava_train.data.samples.encode import TOO_LONG
@@ -31,7 +31,7 @@ BLOCK = 2**18  # records whose media are looked at together, so that memory does
 
 
 @dataclass(frozen=True)
-class Source:
+class IndexedSource:
     """One source of a mixture, with its index."""
 
     name: str
@@ -40,13 +40,13 @@ class Source:
     reading: Reading
 
 
-class Samples:
+class StageSamples:
     """The sound samples of a stage, by position. Picklable.
 
     sizes: int32. refused: what the mixture takes and is left out; faults: those that `data.on_error` decides on.
     """
 
-    def __init__(self, sources: list[Source], data: DataConfig, media: MediaReader, max_length: int, seed: int):
+    def __init__(self, sources: list[IndexedSource], data: DataConfig, media: MediaReader, max_length: int, seed: int):
         self._sources = sources
         self._media = media
         self.refused: list[DataError] = []
@@ -111,7 +111,7 @@ def refusal(
 
 
 def _view(
-    source: Source,
+    source: IndexedSource,
     data: DataConfig,
     media: MediaReader,
     max_length: int,
@@ -162,7 +162,7 @@ def _block_sums(index: Index, block: slice, data: DataConfig, media: MediaReader
     counts = np.diff(starts)
     owner = np.repeat(np.arange(len(counts)), counts)
     kinds, heights, widths, frames, fps = (index.media[n][starts[0] : starts[-1]] for n in MediumSize._fields)
-    is_image = kinds == KINDS.index("image")
+    is_image = kinds == MEDIUM_KINDS.index("image")
     num_images = np.bincount(owner[is_image], minlength=len(counts))
     tiles, tokens = np.ones(len(owner), np.int32), np.full(len(owner), media.geometry.padded(1, 1).num_tokens, np.int32)
     alone = np.flatnonzero(is_image & ((num_images[owner] == 1) | (media.geometry.mode == "square")))
@@ -185,7 +185,7 @@ def _cut(index: Index, record: int, room: int) -> tuple[int, int] | None:
     return (int(text[fitting[-1]]), int(supervised[fitting[-1]])) if len(fitting) else None
 
 
-def _refusal(source: Source, record: int, media: MediaReader, length: int, max_length: int) -> DataError:
+def _refusal(source: IndexedSource, record: int, media: MediaReader, length: int, max_length: int) -> DataError:
     index, name = source.index, source.name
     if error := index.refusal(record, name):
         return error

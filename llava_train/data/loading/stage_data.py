@@ -18,7 +18,7 @@ from llava_train.config.schema import DataConfig, EvaluationConfig, StageConfig,
 from llava_train.costs.dims import ModelDims
 from llava_train.costs.flops import sample_cost
 from llava_train.data.index.make_index import Reading, load_index
-from llava_train.data.index.stage_samples import Samples, Source, refusal
+from llava_train.data.index.stage_samples import IndexedSource, StageSamples, refusal
 from llava_train.data.loading.steps import StepBatches, StepDataset, to_arrays, to_tensors
 from llava_train.data.media.sample_media import make_media_reader
 from llava_train.data.packing.order import OnceOrder, Order, make_order
@@ -29,7 +29,7 @@ from llava_train.data.samples.parse import media_roots
 from llava_train.data.samples.sampled_records import present_sources
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.start import template_fault
-from llava_train.records.identity import Known, known
+from llava_train.records.identity import SourceIdentity, identify
 from llava_train.records.readers.open import open_source
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.child_processes import follow_parent, shielded
@@ -55,7 +55,7 @@ class StageData:
         refused: list[DataError],
         notes: list[str],
         data: DataConfig,
-        records: dict[str, Known],
+        records: dict[str, SourceIdentity],
         held_out: StageData | None = None,
     ):
         self._dataset, self._data, self.records = dataset, data, records
@@ -102,9 +102,9 @@ class StageData:
 class _Read(NamedTuple):
     """The samples of some sources, files of these that were passed over, in words, and what identifies the records."""
 
-    samples: Samples
+    samples: StageSamples
     passed_over: list[str]
-    records: dict[str, Known]
+    records: dict[str, SourceIdentity]
 
 
 def make_encoder(
@@ -155,9 +155,9 @@ def build_data(
             opened = open_source(os.path.abspath(source.file), name)
             index = load_index(opened, reading, settings, data.num_workers, cache_dir, mend=rank == 0)
             passed_over += [told] if rank == 0 and (told := opened.passed_over()) else []
-            sources.append(Source(name, source, index, reading.packed_in(index.folder)))
-            records[name] = known(opened, index.digests)
-        samples = Samples(sources, data, media, stage.max_length, seed)
+            sources.append(IndexedSource(name, source, index, reading.packed_in(index.folder)))
+            records[name] = identify(opened, index.digests)
+        samples = StageSamples(sources, data, media, stage.max_length, seed)
         _refuse(samples, data)
         return _Read(samples, passed_over, records)
 
@@ -186,7 +186,7 @@ def build_data(
     return steps(own, draws, order, held_out)
 
 
-def _refuse(samples: Samples, data: DataConfig) -> None:
+def _refuse(samples: StageSamples, data: DataConfig) -> None:
     """Raises DataError for refused samples under on_error=error, and where there is no other."""
     if samples.faults and data.on_error == "error":
         raise refusal(samples.faults)

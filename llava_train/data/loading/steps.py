@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.data.index.stage_samples import Samples
+from llava_train.data.index.stage_samples import StageSamples
 from llava_train.data.loading.collate import collate, filler
 from llava_train.data.media.sample_media import MediaReader
 from llava_train.data.packing.order import Order
@@ -47,7 +47,7 @@ class StepDataset(Dataset):
 
     def __init__(
         self,
-        samples: Samples,
+        samples: StageSamples,
         draws: np.ndarray,
         encoder: Encoder,
         media: MediaReader,

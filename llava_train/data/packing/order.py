@@ -17,7 +17,7 @@ from llava_train.data.packing.epoch_plan import EpochPlan, load_plan
 from llava_train.data.packing.packs import Budget, PackSizes, deal, pack_step, whole
 from llava_train.shared.errors import ConfigError, Fault
 
-Ranks = list[list[list[int]]]  # for each rank its packs, as many on every rank, [] a filler; positions of samples
+PacksByRank = list[list[list[int]]]  # for each rank its packs, as many on every rank, [] a filler; positions of samples
 
 
 class Order(Protocol):
@@ -25,7 +25,7 @@ class Order(Protocol):
 
     def epoch(self, step: int) -> int: ...
 
-    def packs(self, step: int, world_size: int) -> Ranks: ...
+    def packs(self, step: int, world_size: int) -> PacksByRank: ...
 
 
 class SampleOrder:
@@ -41,7 +41,7 @@ class SampleOrder:
     def epoch(self, step: int) -> int:
         return step // self.steps_per_epoch
 
-    def packs(self, step: int, world_size: int) -> Ranks:
+    def packs(self, step: int, world_size: int) -> PacksByRank:
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._permutation = epoch, drawn((*self._key, epoch), len(self._sizes))
@@ -59,7 +59,7 @@ class OnceOrder:
     def epoch(self, step: int) -> int:
         return step // self.steps_per_epoch
 
-    def packs(self, step: int, world_size: int) -> Ranks:
+    def packs(self, step: int, world_size: int) -> PacksByRank:
         positions = np.arange(len(self._sizes))[step * self._batch_size : (step + 1) * self._batch_size]
         return step_packs(self._sizes, positions, self._budget, world_size)
 
@@ -83,7 +83,7 @@ class TokenOrder:
     def epoch(self, step: int) -> int:
         return step // self.steps_per_epoch
 
-    def packs(self, step: int, world_size: int) -> Ranks:
+    def packs(self, step: int, world_size: int) -> PacksByRank:
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, self._load(epoch)
@@ -134,7 +134,7 @@ def drawn(key: tuple[int, ...], num_samples: int) -> np.ndarray:
     return np.random.default_rng(key).permutation(num_samples)
 
 
-def step_packs(sizes: PackSizes, positions: np.ndarray, budget: Budget, world_size: int) -> Ranks:
+def step_packs(sizes: PackSizes, positions: np.ndarray, budget: Budget, world_size: int) -> PacksByRank:
     """The samples at `positions` as packs per rank."""
     ranks = pack_step(sizes[positions], budget, world_size)
     return [[positions[pack].tolist() if pack else [] for pack in packs] for packs in ranks]

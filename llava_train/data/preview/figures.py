@@ -21,7 +21,7 @@ from llava_train.shared.html import escaped
 
 BINS = 24  # bars of the lengths, at most
 STEPS, PACKS = 2, 40  # whose packs are drawn, at most
-PARTS = {"visual": "visual", "text": "text that is read", "supervised": "text that is learned"}
+TOKEN_PARTS = {"visual": "visual", "text": "text that is read", "supervised": "text that is learned"}
 
 
 def mixture_table(found: Survey) -> str:
@@ -75,7 +75,7 @@ def lengths(found: Survey) -> str:
     for i, height in enumerate(heights):
         of_bin = {name: float((values * weights)[bins == i].sum()) for name, values in parts.items()}
         total = sum(of_bin.values()) or 1.0
-        told = ", ".join(f"{value / total:.0%} {PARTS[name]}" for name, value in of_bin.items())
+        told = ", ".join(f"{value / total:.0%} {TOKEN_PARTS[name]}" for name, value in of_bin.items())
         stack = "".join(f"<i class={name} style=flex-grow:{value / total:.4f}></i>" for name, value in of_bin.items())
         shown = f"{max(height / heights.max(), 0.01):.2%}" if height else "0"
         title = f"{i * width:,} to {(i + 1) * width - 1:,} tokens: {height:,.0f} samples, {told}"
@@ -100,7 +100,7 @@ def _table(parts: dict[str, np.ndarray], weights: np.ndarray) -> str:
         median, most = _quantile(values, weights, 0.5), _quantile(values, weights, 0.95)
         share = (values * weights).sum() / (total * weights).sum()
         rows.append(
-            f"<tr><th scope=row><i class={name}></i>{PARTS.get(name, 'all tokens')}<td class=n>{share:.2%}"
+            f"<tr><th scope=row><i class={name}></i>{TOKEN_PARTS.get(name, 'all tokens')}<td class=n>{share:.2%}"
             f"<td class=n>{median:,.0f}<td class=n>{most:,.0f}<td class=n>{values.max():,.0f}"
         )
     head = "<tr><th>tokens of a sample<th class=n>share<th class=n>median<th class=n>95 %<th class=n>most"

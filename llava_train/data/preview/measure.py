@@ -20,8 +20,8 @@ from llava_train.data.samples.encode import EncodedSample
 from llava_train.records.readers.open import open_source
 from llava_train.shared.errors import DataError
 
-Kind = Literal["text", "image", "multi-image", "video", "refused"]
-KINDS: tuple[Kind, ...] = ("text", "image", "multi-image", "video", "refused")
+SampleKind = Literal["text", "image", "multi-image", "video", "refused"]
+SAMPLE_KINDS: tuple[SampleKind, ...] = ("text", "image", "multi-image", "video", "refused")
 MEASURED = 1000  # samples of a stage that are measured where it has more
 POOL = 4000  # samples that steps are drawn from, there
 REFUSED = 50  # samples of a stage that are shown as refused, beside those that would be shown anyway
@@ -33,7 +33,7 @@ class Size:
 
     name: str
     source: str
-    kind: Kind
+    kind: SampleKind
     tokens: int
     visual: int
     supervised: int
@@ -100,12 +100,12 @@ def _count(found: Survey, shown: Shown) -> None:
 
 def _size(source: str, encoded: EncodedSample) -> Size:
     visual = len(encoded.visual_positions)
-    kind = kind_of(encoded.visuals)
+    kind = sample_kind(encoded.visuals)
     counts = (len(encoded.input_ids), visual, encoded.num_supervised, encoded.num_tiles)
     return Size(f"{source}/{encoded.id}", source, kind, *counts)
 
 
-def kind_of(visuals: tuple[VisualLayout, ...]) -> Kind:
+def sample_kind(visuals: tuple[VisualLayout, ...]) -> SampleKind:
     if not visuals:
         return "text"
     if any(layout.kind == "video" for layout in visuals):

@@ -21,7 +21,7 @@ from llava_train.batch.packed import VisualLayout
 from llava_train.config.schema import StageConfig
 from llava_train.costs.dims import ModelDims
 from llava_train.data.preview.figures import lengths, mixture_table, packs
-from llava_train.data.preview.measure import KINDS, Kind, Survey, kind_of
+from llava_train.data.preview.measure import SAMPLE_KINDS, SampleKind, Survey, sample_kind
 from llava_train.data.preview.samples import Run, Shown, medium_words, runs
 from llava_train.data.samples.encode import EncodedSample
 from llava_train.shared.errors import DataError
@@ -53,11 +53,11 @@ class PreviewPage:
     def add(self, shown: Shown) -> None:
         """A card for one sample."""
         self._sources[shown.source] = None
-        kind: Kind
+        kind: SampleKind
         if isinstance(shown.result, DataError):
             kind, body = "refused", _refused(shown.result, shown.record)
         else:
-            kind, body = kind_of(shown.result.visuals), self._sample(shown.result, shown)
+            kind, body = sample_kind(shown.result.visuals), self._sample(shown.result, shown)
         self._cards.append(
             f'<article data-stage="{escaped(shown.stage)}" data-source="{escaped(shown.source)}" data-kind={kind}>'
             f"<header><span class='badge {kind}'>{kind}</span><h3>{escaped(shown.id)}</h3>"
@@ -88,7 +88,7 @@ class PreviewPage:
             stages="".join(self._stages.values()),
             tabs="".join(_tab(name, i == 0) for i, name in enumerate(self._stages)),
             sources=_options(self._sources),
-            kinds=_options(KINDS),
+            kinds=_options(SAMPLE_KINDS),
             cards="".join(self._cards),
         )
 

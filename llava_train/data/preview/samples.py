@@ -138,7 +138,7 @@ def _is_rendered(sample: Sample, stage: StageConfig, template: Template) -> bool
     return rendered_by_template(sample.turns, tags, stage.tag_policy)
 
 
-def as_record(shown: Shown) -> dict[str, Any]:
+def sample_record(shown: Shown) -> dict[str, Any]:
     """The JSONL form: ids, labels and visuals in reading order, or `error`."""
     record: dict[str, Any] = {"id": shown.id, "source": shown.source, "stage": shown.stage}
     if isinstance(shown.result, DataError):
@@ -158,7 +158,7 @@ def as_record(shown: Shown) -> dict[str, Any]:
     return record | {"input_ids": encoded.input_ids.tolist(), "labels": encoded.labels.tolist(), "visual": visual}
 
 
-def as_text(shown: Shown, tokenizer: PreTrainedTokenizerBase, in_colour: bool) -> Text:
+def sample_text(shown: Shown, tokenizer: PreTrainedTokenizerBase, in_colour: bool) -> Text:
     """Supervised text green, or in double brackets without colour; each medium as its size and counts."""
     text = Text()
     head = f"{shown.source}/{shown.id}"

@@ -19,11 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
 from llava_train.data.samples.sample import Sample
-from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
+from llava_train.records.tags import TAGS
 from llava_train.text.base import MediumKind, Piece, Template, TemplateError
 from llava_train.text.media_tags import media_tags
 
-_TAGS: dict[MediumKind, str] = {"image": IMAGE_TAG, "video": VIDEO_TAG}
 _Span = MediumKind | tuple[list[int], list[int]] | None  # a medium, ids and labels of a text, or the end of an answer
 TOO_LONG, NOTHING_SUPERVISED, MISMATCH = "longer than max_length", "nothing supervised", "tag/media mismatch"
 
@@ -51,7 +50,7 @@ class EncodedSample:
         return sum(layout.num_tiles for layout in self.visuals)
 
 
-class Measured(NamedTuple):
+class MeasuredText(NamedTuple):
     """Tokens of a sample without visual ones. cuts: both counts of it ended after each earlier answer at which it may
     be cut, shortest first: all media before, something supervised left."""
 
@@ -99,7 +98,7 @@ class Encoder:
             raise sample.error(TOO_LONG, f"{length} tokens, max_length {self.max_length}")
         return cut
 
-    def measure(self, sample: Sample) -> Measured:
+    def measure(self, sample: Sample) -> MeasuredText:
         """What `encode` would count, whatever the layouts and `max_length`. Raises DataError as it does."""
         expected, media = [medium.kind for medium in sample.media()], list[MediumKind]()
         tokens = supervised = 0
@@ -120,7 +119,7 @@ class Encoder:
             raise sample.error(MISMATCH, f"the template makes {len(media)} tags of them")
         if not supervised:
             raise sample.error(NOTHING_SUPERVISED)
-        return Measured(tokens, supervised, [cut for cut in cuts if cut[1] and cut[0] < tokens])
+        return MeasuredText(tokens, supervised, [cut for cut in cuts if cut[1] and cut[0] < tokens])
 
     def encode_prompt(self, sample: Sample, layouts: Sequence[VisualLayout]) -> EncodedSample:
         """The sample without its last answer, up to and including the header of the answer. Raises DataError."""
@@ -190,7 +189,7 @@ class Encoder:
 
         Special tokens come before and after as a processor adds them: not to a text that begins with the first one.
         """
-        texts = [_TAGS[piece.medium] if piece.medium else piece.text for piece in pieces]
+        texts = [TAGS[piece.medium] if piece.medium else piece.text for piece in pieces]
         text, media = "".join(texts), [piece.medium for piece in pieces if piece.medium]
         tokenizer = self._tag_tokenizer if media else self._tokenizer  # without media a tag is ordinary text
         encoding = tokenizer.encode(text, add_special_tokens=not (self._bos and text.startswith(self._bos)))
@@ -230,7 +229,7 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase, reads_tags: bool = False)
     """
     copy = json.loads(tokenizer.backend_tokenizer.to_str())
     if not reads_tags:
-        tags = _TAGS.values()
+        tags = TAGS.values()
         copy["added_tokens"] = [token for token in copy["added_tokens"] if token["content"] not in tags]
     backend = Tokenizer.from_str(json.dumps(copy))
     backend.no_truncation()

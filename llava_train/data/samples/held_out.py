@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llava_train.shared.errors import ConfigError, Fault
+from llava_train.shared.errors import ConfigError
 
 
 class Pictures(NamedTuple):
@@ -91,7 +91,7 @@ def held_out_samples(content: np.ndarray, held_out: float, seed: int, stage_name
     drawn = fitting[: int(np.searchsorted(np.cumsum(sizes[fitting]), wanted)) + 1] if len(fitting) else np.zeros(1, int)
     if len(drawn) == len(groups):
         told = f"{held_out:g} takes all {num_samples} samples of stage {stage_name}"
-        raise ConfigError([Fault("evaluation.held_out", told, "hold out fewer, or name a file: evaluation.file=FILE")])
+        raise ConfigError.one("evaluation.held_out", told, "hold out fewer, or name a file: evaluation.file=FILE")
     return np.isin(group, drawn)
 
 

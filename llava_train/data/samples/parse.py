@@ -22,7 +22,7 @@ from llava_train.records.media_file import MediaFile, PackedFile
 from llava_train.records.media_paths import inside
 from llava_train.records.record import BadRecord
 from llava_train.shared.errors import DataError, cut_short
-from llava_train.text.base import ANSWERS
+from llava_train.text.base import ANSWER_ROLES
 
 ID_SHOWN = 200  # characters of an id that messages repeat
 ROLES: dict[str, Role] = {
@@ -122,7 +122,7 @@ def _turns(conversation: Any, system: str) -> tuple[list[Turn], bool]:
     elif system and turns[0].text != system:
         raise BadRecord("the system turn and the system text beside the turns differ: leave one of them out")
     start = 1 if turns[0].role == "system" else 0
-    if opens := len(turns) > start and turns[start].role in ANSWERS:
+    if opens := len(turns) > start and turns[start].role in ANSWER_ROLES:
         del turns[start]
     if any(turn.role == "system" for turn in turns[1:]):
         raise BadRecord("a system turn may only come first")
@@ -140,7 +140,7 @@ def _turn(entry: Any) -> Turn:
         raise BadRecord(f"role {role!r} is unknown; known: {', '.join(ROLES)}")
     if not isinstance(text, str):
         raise BadRecord(f"the text of a {role} turn is a {type(text).__name__}")
-    is_answer = ROLES[role] in ANSWERS
+    is_answer = ROLES[role] in ANSWER_ROLES
     read_only = not is_learned(entry, is_answer) and is_answer
     return Turn("given" if read_only else ROLES[role], _text(text, role))
 

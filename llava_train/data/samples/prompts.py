@@ -21,11 +21,9 @@ from llava_train.records.chat_messages import with_one_name
 from llava_train.records.lost_media import standing_tag
 from llava_train.records.media_paths import inside
 from llava_train.records.readers.open import open_source, record_of
-from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
+from llava_train.records.tags import IMAGE_TAG, TAGS, VIDEO_TAG
 from llava_train.shared.errors import DataError
 from llava_train.text.base import MediumKind
-
-TAGS: dict[MediumKind, str] = {"image": IMAGE_TAG, "video": VIDEO_TAG}
 
 
 @dataclass(frozen=True)

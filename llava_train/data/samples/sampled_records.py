@@ -20,7 +20,7 @@ def present_sources(data: DataConfig, stage: StageConfig) -> dict[str, SourceCon
     return {name: source for name, source in sources.items() if source.path.exists()}
 
 
-def passed_over(stages: Iterable[dict[str, SourceConfig]]) -> list[str]:
+def unread_of_sources(stages: Iterable[dict[str, SourceConfig]]) -> list[str]:
     """What is not read of the sources of stages, in words; each source once. Raises DataError."""
     told = (open_source(source.file, name).passed_over() for of in stages for name, source in of.items())
     return list(dict.fromkeys(filter(None, told)))

@@ -10,14 +10,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from llava_train.config.schema import ModelConfig
-from llava_train.costs.dims import KNOWN, ModelDims, join_dims, read_dims
+from llava_train.costs.dims import KNOWN_DIMS, ModelDims, join_dims, read_dims
 from llava_train.family.onevision.start import open_start, open_starts, rows_faults
-from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
-from llava_train.shared.errors import ConfigError, Fault
+from llava_train.records.tags import IMAGE_TAG, TAGS, VIDEO_TAG
+from llava_train.shared.errors import ConfigError
 from llava_train.start_folder.find import is_hub_name
 from llava_train.start_folder.read import Start
 from llava_train.text.checkpoint_template import read_chat_template
-from llava_train.text.placeholder_ids import TAGS
 from llava_train.text.placeholders import add_tags, prepare_tokenizer
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what transformers raises on odd files
@@ -47,7 +46,7 @@ def join_settings(language_model: Start, tower: Start) -> tuple[OneVisionSetting
     vision = read_config(tower)
     vision = getattr(vision, "vision_config", vision)
     tokenizer = _tokenizer(language_model)
-    own = (i for token, i in tokenizer.get_vocab().items() if token not in TAGS)
+    own = (i for token, i in tokenizer.get_vocab().items() if token not in TAGS.values())
     if faults := rows_faults(language_model, max(own, default=0) + 1):
         raise ConfigError(faults)
     add_tags(tokenizer)
@@ -62,8 +61,8 @@ def model_dims(model: ModelConfig) -> ModelDims:
     """
     if model.init and (Path(model.init).is_dir() or is_hub_name(model.init)):
         return read_dims(read_config(open_start("model.init", model.init, weights=False)))
-    if model.language_model in KNOWN and not Path(model.language_model).is_dir():
-        return KNOWN[model.language_model]
+    if model.language_model in KNOWN_DIMS and not Path(model.language_model).is_dir():
+        return KNOWN_DIMS[model.language_model]
     tower = read_config(open_start("model.vision_tower", model.vision_tower, weights=False))
     text = read_config(open_start("model.language_model", model.language_model, weights=False))
     return join_dims(text, getattr(tower, "vision_config", tower))
@@ -111,6 +110,6 @@ def _unreadable(start: Start, what: str, error: Exception) -> ConfigError:
             f"the {what} of {start.name!r} is made by code of its own (auto_map), and no code of a checkpoint runs"
         )
         remedy = f"if transformers has such a {what} itself, remove auto_map and the class's name from its JSON file"
-        return ConfigError([Fault(start.key, problem, remedy)])
+        return ConfigError.one(start.key, problem, remedy)
     remedy = "give a folder that holds config.json and tokenizer files, or a hub name"
-    return ConfigError([Fault(start.key, f"no {what} can be read from {start.name!r}: {reason}", remedy)])
+    return ConfigError.one(start.key, f"no {what} can be read from {start.name!r}: {reason}", remedy)

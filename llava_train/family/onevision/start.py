@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import Any, get_args
 
 from llava_train.config.schema import Config, ModelConfig
+from llava_train.records.tags import IMAGE_TAG, TAGS, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.find import TINY, folder_here, has_all_weights, is_hub_name, local_folder
 from llava_train.start_folder.read import Start, read_start
 from llava_train.text.base import NamedTemplate, TemplateName
 from llava_train.text.named_templates import make_template
-from llava_train.text.placeholder_ids import TAGS, index_of, tag_fault
+from llava_train.text.placeholder_ids import index_of, tag_fault
 
 MODEL_TYPE = "llava_onevision"
 ORIGINAL = "mm_vision_tower"  # in the config.json of a checkpoint of the original trainer
 LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral")  # Qwen2.5 is a qwen2, Vicuna a llama
 TOWERS = ("siglip", "siglip_vision_model")  # fixed-resolution SigLIP2 checkpoints are of these types as well
 # tokens that a start need not have rows for: a language model alone gets those of the tags that it lacks
-OWN_ROWS: dict[str, tuple[str, ...]] = {"model.init": (), "model.language_model": TAGS, "model.vision_tower": ()}
+OWN_ROWS: dict[str, tuple[str, ...]] = {
+    "model.init": (),
+    "model.language_model": (IMAGE_TAG, VIDEO_TAG),
+    "model.vision_tower": (),
+}
 _RATIO = re.compile(r"anyres_max_\d+")
 TOWER_REMEDY = "use a SigLIP or fixed-resolution SigLIP2 tower, as google/siglip-so400m-patch14-384"
 
@@ -70,7 +75,7 @@ def _judged(key: str, name: str, folder: Path) -> tuple[Start, list[Fault]]:
         if key == "model.init" and not faults:
             faults += [
                 fault
-                for tag in TAGS
+                for tag in TAGS.values()
                 if (found := start.token_id(tag)) and (fault := tag_fault(tag, found, start.config))
             ]
     return start, faults
@@ -78,7 +83,7 @@ def _judged(key: str, name: str, folder: Path) -> tuple[Start, list[Fault]]:
 
 def rows_faults(start: Start, num_tokens: int) -> list[Fault]:
     """More tokens than embedding rows. num_tokens: those of the tokenizer that get no rows of their own."""
-    tags = (start.config.get(index_of(tag), 0) for tag in TAGS)
+    tags = (start.config.get(index_of(tag), 0) for tag in TAGS.values())
     needed = max(num_tokens, *(tag + 1 for tag in tags if isinstance(tag, int)))
     if start.rows is None or needed <= start.rows:
         return []

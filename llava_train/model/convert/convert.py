@@ -16,9 +16,9 @@ from llava_train.config.schema import ConvertConfig, VideoConfig
 from llava_train.model.convert.original import (
     BESIDE_ADAPTER,
     PROJECTOR_FILE,
-    Kind,
+    OriginalKind,
     Pixels,
-    kind_of,
+    original_kind,
     read_pixels,
     text_config,
     tower_config,
@@ -28,12 +28,12 @@ from llava_train.model.convert.tensor_sources import (
     NEWLINE,
     LowRank,
     Shape,
-    Source,
+    TensorFolder,
     check_head,
     choose,
     group_of,
     open_adapter,
-    open_source,
+    open_tensor_folder,
 )
 from llava_train.model.files.stored_tensors import StoredTensors, open_weights
 from llava_train.model.hf_folder.card import Card, last_names, without_paths
@@ -55,12 +55,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 class Conversion:
     """A checked plan: `sources` holds the origin of each of the model's names, but for a new newline."""
 
-    kind: Kind
+    kind: OriginalKind
     config: LlavaOnevisionConfig
     tokenizer: PreTrainedTokenizerBase
     preparation: Preparation
     shapes: dict[str, Shape]
-    sources: dict[str, Source]
+    sources: dict[str, TensorFolder]
     low_rank: dict[str, LowRank]
     dtype: torch.dtype
     notes: tuple[str, ...]
@@ -148,11 +148,11 @@ def plan(settings: ConvertConfig) -> Conversion:
     )
 
 
-def _kinds(settings: ConvertConfig) -> tuple[Kind, Kind | None]:
+def _kinds(settings: ConvertConfig) -> tuple[OriginalKind, OriginalKind | None]:
     """What `original` and `base` hold. Raises ConfigError where they do not go together."""
     faults = []
-    kind = kind_of("original", Path(settings.original))
-    base_kind = kind_of("base", Path(settings.base)) if settings.base else None
+    kind = original_kind("original", Path(settings.original))
+    base_kind = original_kind("base", Path(settings.base)) if settings.base else None
     if kind not in ("full", "projector", "lora"):
         told = "is in Hugging Face form already" if kind == "onevision" else "is a language model alone"
         faults.append(Fault("original", f"{settings.original} {told}", "name a checkpoint of the original trainer"))
@@ -171,7 +171,7 @@ def _kinds(settings: ConvertConfig) -> tuple[Kind, Kind | None]:
 
 
 def _config(
-    settings: ConvertConfig, base_kind: Kind | None, content: dict[str, Any]
+    settings: ConvertConfig, base_kind: OriginalKind | None, content: dict[str, Any]
 ) -> tuple[LlavaOnevisionConfig, str]:
     """The model's config, and a pattern of keys that a tower's folder holds and the model does not use."""
     if base_kind == "onevision":
@@ -209,7 +209,7 @@ def _tokenizer(settings: ConvertConfig, config: LlavaOnevisionConfig) -> PreTrai
     folder = next((f for f in folders if any((Path(f) / name).is_file() for name in _TOKENIZER_FILES)), "")
     if not folder:
         problem = f"there are no tokenizer files in {' or '.join(folders)}"
-        raise ConfigError([Fault("original", problem, "copy those of the language model there")])
+        raise ConfigError.one("original", problem, "copy those of the language model there")
     tokenizer = AutoTokenizer.from_pretrained(folder, config=config.text_config, trust_remote_code=False)
     add_tags(tokenizer)
     ids = tokenizer.get_added_vocab()
@@ -217,32 +217,34 @@ def _tokenizer(settings: ConvertConfig, config: LlavaOnevisionConfig) -> PreTrai
     vocabulary = cast(Any, config.text_config).vocab_size
     if max(ids[IMAGE_TAG], ids[VIDEO_TAG]) >= vocabulary:
         problem = f"{vocabulary} embedding rows hold no {IMAGE_TAG} and {VIDEO_TAG} of {folder}"
-        raise ConfigError([Fault("original", problem, "use the tokenizer that belongs to the model")])
+        raise ConfigError.one("original", problem, "use the tokenizer that belongs to the model")
     return tokenizer
 
 
 def _sources(
-    settings: ConvertConfig, kind: Kind, base_kind: Kind | None, shapes: dict[str, Shape], unused: str
-) -> list[Source]:
+    settings: ConvertConfig, kind: OriginalKind, base_kind: OriginalKind | None, shapes: dict[str, Shape], unused: str
+) -> list[TensorFolder]:
     """In the order in which they count. The tower's folder is opened where no other holds any of the tower."""
     original = Path(settings.original)
     if kind == "full":
         stored = open_weights("original", original)
     else:
         stored = StoredTensors("original", [original / (PROJECTOR_FILE if kind == "projector" else BESIDE_ADAPTER)])
-    sources = [open_source("original", settings.original, stored, "full", shapes)]
+    sources = [open_tensor_folder("original", settings.original, stored, "full", shapes)]
     if base_kind is not None:
         stored = open_weights("base", Path(settings.base))
-        sources.append(open_source("base", settings.base, stored, base_kind, shapes))
+        sources.append(open_tensor_folder("base", settings.base, stored, base_kind, shapes))
     has_tower = any(group_of(name) == "vision_tower" for source in sources for name in source.names)
     if settings.vision_tower and not has_tower:
         stored = open_weights("vision_tower", Path(settings.vision_tower))
-        sources.append(open_source("vision_tower", settings.vision_tower, stored, "vision_tower", shapes, unused))
+        sources.append(
+            open_tensor_folder("vision_tower", settings.vision_tower, stored, "vision_tower", shapes, unused)
+        )
     return sources
 
 
 def _absent_parts(
-    settings: ConvertConfig, shapes: dict[str, Shape], chosen: dict[str, Source], may_lack_newline: bool
+    settings: ConvertConfig, shapes: dict[str, Shape], chosen: dict[str, TensorFolder], may_lack_newline: bool
 ) -> list[Fault]:
     """Parts of which no source holds anything. The original saves no newline beside a projector alone."""
     folders = " and ".join(folder for folder in (settings.original, settings.base, settings.vision_tower) if folder)
@@ -258,7 +260,7 @@ def _absent_parts(
     return [Fault("original", f"no {group} in {folders}", remedies[group]) for group in sorted(absent)]
 
 
-def _notes(settings: ConvertConfig, sources: list[Source], chosen: dict[str, Source]) -> list[str]:
+def _notes(settings: ConvertConfig, sources: list[TensorFolder], chosen: dict[str, TensorFolder]) -> list[str]:
     notes = []
     if buffers := sum(source.num_buffers for source in sources):
         notes.append(f"{buffers} rotary_emb.inv_freq left out: the model computes them")

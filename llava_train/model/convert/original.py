@@ -20,11 +20,11 @@ from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.files import read_object
 from llava_train.start_folder.find import ADAPTER_CONFIG
 
-Kind = Literal["full", "projector", "lora", "language_model", "onevision"]
+OriginalKind = Literal["full", "projector", "lora", "language_model", "onevision"]
 
 BESIDE_ADAPTER = "non_lora_trainables.bin"
 PROJECTOR_FILE = "mm_projector.bin"
-MODEL_TYPES: dict[str, Kind] = {"llava_qwen": "full", "qwen2": "language_model", "llava_onevision": "onevision"}
+MODEL_TYPES: dict[str, OriginalKind] = {"llava_qwen": "full", "qwen2": "language_model", "llava_onevision": "onevision"}
 SO400M: dict[
     str, Any
 ] = {  # siglip-so400m-patch14-384 without its last layer and its pooling head, as the original uses it
@@ -67,7 +67,7 @@ _QWEN2 = (
     (r"(lm_head\..+)", r"\1"),
 )
 _SIGLIP = r"((?:embeddings|encoder|post_layernorm)\..+)"
-NAMES: dict[Kind | Literal["vision_tower"], tuple[tuple[str, str], ...]] = {
+NAMES: dict[OriginalKind | Literal["vision_tower"], tuple[tuple[str, str], ...]] = {
     "full": (
         (rf"model\.vision_tower\.vision_tower\.vision_model\.{_SIGLIP}", r"model.vision_tower.\1"),
         (r"model\.mm_projector\.0\.(.+)", r"model.multi_modal_projector.linear_1.\1"),
@@ -90,7 +90,7 @@ BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _PAIR = re.compile(r"\((\d+)x(\d+)\)")
 
 
-def hf_name(kind: Kind | Literal["vision_tower"], name: str) -> str:
+def hf_name(kind: OriginalKind | Literal["vision_tower"], name: str) -> str:
     """The model's name for a tensor in a file of this kind; "" where there is none.
 
     Worked case: full, `model.mm_projector.2.bias` -> `model.multi_modal_projector.linear_2.bias`.
@@ -101,10 +101,10 @@ def hf_name(kind: Kind | Literal["vision_tower"], name: str) -> str:
     return ""
 
 
-def kind_of(key: str, folder: Path) -> Kind:
+def original_kind(key: str, folder: Path) -> OriginalKind:
     """What a checkpoint folder holds, told by its files. Raises ConfigError where that is none or several."""
     has_model = has_weights(folder)
-    found: dict[Kind, str] = {}
+    found: dict[OriginalKind, str] = {}
     if (folder / ADAPTER_CONFIG).is_file():
         found["lora"] = ADAPTER_CONFIG
     if (folder / PROJECTOR_FILE).is_file():
@@ -113,12 +113,14 @@ def kind_of(key: str, folder: Path) -> Kind:
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         told = f"{folder} holds a {model_type} model"
-        raise _fault(key, told, f"known: {', '.join(MODEL_TYPES)} (a Qwen2 language model)")
+        raise ConfigError.one(key, told, f"known: {', '.join(MODEL_TYPES)} (a Qwen2 language model)")
     if has_model:
         found[MODEL_TYPES[model_type]] = "a whole model"
     if len(found) != 1:
         problem = f"{folder} holds {' and '.join(found.values()) or 'no weights'}"
-        raise _fault(key, problem, f"keep one of: a whole model, {PROJECTOR_FILE}, {ADAPTER_CONFIG} with its weights")
+        raise ConfigError.one(
+            key, problem, f"keep one of: a whole model, {PROJECTOR_FILE}, {ADAPTER_CONFIG} with its weights"
+        )
     return next(iter(found))
 
 
@@ -145,7 +147,7 @@ def tower_config(folder: Path | None) -> tuple[SiglipVisionConfig, str]:
     content = content.get("vision_config", content) if content.get("model_type") == "siglip" else content
     if content.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         problem = f"{folder} holds a {content['model_type']} model"
-        raise _fault("vision_tower", problem, "give a SigLIP checkpoint, as in mm_vision_tower of config.json")
+        raise ConfigError.one("vision_tower", problem, "give a SigLIP checkpoint, as in mm_vision_tower of config.json")
     config = SiglipVisionConfig(**content)
     unused = r"text_model\.|logit_"
     if config.vision_use_head:
@@ -245,13 +247,11 @@ def lora_scale(config: dict[str, Any]) -> float:
     try:
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
     except (KeyError, TypeError, ValueError) as error:
-        raise _fault(ADAPTER_CONFIG, f"r or lora_alpha cannot be read: {error}", "copy the folder again") from error
+        raise ConfigError.one(
+            ADAPTER_CONFIG, f"r or lora_alpha cannot be read: {error}", "copy the folder again"
+        ) from error
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
 def _setting(name: str, problem: str, remedy: str) -> Fault:
     return Fault(f"config.json: {name}", problem, remedy)
-
-
-def _fault(key: str, problem: str, remedy: str) -> ConfigError:
-    return ConfigError([Fault(key, problem, remedy)])

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from llava_train.model.convert.original import BUFFERS, Kind, hf_name, lora_scale
+from llava_train.model.convert.original import BUFFERS, OriginalKind, hf_name, lora_scale
 from llava_train.model.files.stored_tensors import StoredTensors
 from llava_train.model.prepare.trained_parts import Part, part_of
 from llava_train.shared.errors import Fault, shortened
@@ -31,7 +31,7 @@ _ADAPTER_KEY = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorFolder:
     """Stored tensors under the model's names. key: the setting that named their folder. label: what they are."""
 
     key: str
@@ -69,10 +69,14 @@ def group_of(name: str) -> Group:
     return "image_newline" if name == NEWLINE else part_of(name)
 
 
-def open_source(
-    key: str, label: str, stored: StoredTensors, kind: Kind | Literal["vision_tower"], shapes: Mapping[str, Shape],
+def open_tensor_folder(
+    key: str,
+    label: str,
+    stored: StoredTensors,
+    kind: OriginalKind | Literal["vision_tower"],
+    shapes: Mapping[str, Shape],
     dropped: str = "^$",
-) -> Source:  # fmt: skip
+) -> TensorFolder:
     """Finds the model's names for all keys. dropped: pattern of keys that the model leaves out, as is known of them."""
     names: dict[str, str] = {}
     unknown, num_buffers = [], 0
@@ -86,17 +90,17 @@ def open_source(
                 unknown.append(stored_name)
         else:
             names[name] = stored_name
-    return Source(key, label, stored, names, tuple(unknown), num_buffers)
+    return TensorFolder(key, label, stored, names, tuple(unknown), num_buffers)
 
 
-def choose(shapes: Mapping[str, Shape], sources: Sequence[Source]) -> tuple[dict[str, Source], list[Fault]]:
+def choose(shapes: Mapping[str, Shape], sources: Sequence[TensorFolder]) -> tuple[dict[str, TensorFolder], list[Fault]]:
     """The source of each name, and every fault: keys unknown, missing, of another shape or no number of a model."""
     faults = [
         _listed(source, "unknown key", source.unknown, "the converter would lose them; use the folder as it was saved")
         for source in sources
         if source.unknown
     ]
-    chosen: dict[str, Source] = {}
+    chosen: dict[str, TensorFolder] = {}
     for group in dict.fromkeys(map(group_of, shapes)):
         wanted = [name for name in shapes if group_of(name) == group]
         source = next((s for s in sources if any(group_of(name) == group for name in s.names)), None)
@@ -121,7 +125,7 @@ def choose(shapes: Mapping[str, Shape], sources: Sequence[Source]) -> tuple[dict
     return chosen, faults
 
 
-def check_head(chosen: Mapping[str, Source]) -> list[Fault]:
+def check_head(chosen: Mapping[str, TensorFolder]) -> list[Fault]:
     """A tied model may store its head besides, if that is the embedding."""
     source = chosen.get(EMBEDDING)
     if source is None or HEAD not in source.names or torch.equal(source.read(EMBEDDING), source.read(HEAD)):
@@ -130,7 +134,7 @@ def check_head(chosen: Mapping[str, Source]) -> list[Fault]:
     return [Fault(source.key, problem, "set tie_word_embeddings to false in config.json if the head was trained")]
 
 
-def open_adapter(folder: Path, chosen: Mapping[str, Source]) -> tuple[dict[str, LowRank], list[Fault]]:
+def open_adapter(folder: Path, chosen: Mapping[str, TensorFolder]) -> tuple[dict[str, LowRank], list[Fault]]:
     """The adapter of `folder`, weight by weight. Raises ConfigError where its config or file cannot be read."""
     config = read_object("original", folder / ADAPTER_CONFIG)
     scale = lora_scale(config)
@@ -157,13 +161,13 @@ def open_adapter(folder: Path, chosen: Mapping[str, Source]) -> tuple[dict[str, 
         else:
             misfits += [f"{key} {list(stored.specs[key].shape)}" for key in pair.values()]
     problems = {"unknown key": unknown, "wrongly shaped or unpaired key": misfits}
-    source = Source("original", str(files[0]), stored, {}, (), 0)
+    source = TensorFolder("original", str(files[0]), stored, {}, (), 0)
     faults = [_listed(source, what, keys, "use the base it was trained on") for what, keys in problems.items() if keys]
     if not stored.specs:
         faults.append(Fault("original", f"{files[0]} is empty", "copy the folder again"))
     return low_rank, faults
 
 
-def _listed(source: Source, what: str, names: Sequence[str], remedy: str) -> Fault:
+def _listed(source: TensorFolder, what: str, names: Sequence[str], remedy: str) -> Fault:
     plural = "" if len(names) == 1 else "s"
     return Fault(source.key, f"{source.label}: {len(names)} {what}{plural}: {shortened(names)}", remedy)

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llava_train.model.files.tensor_files import DTYPES, Spec
-from llava_train.shared.errors import ConfigError, Fault, shortened
+from llava_train.shared.errors import ConfigError, shortened
 from llava_train.start_folder.files import pointer_fault, read_header, read_object
 from llava_train.start_folder.find import INDEX, PICKLES, WEIGHTS, weight_files
 
@@ -30,7 +30,7 @@ class StoredTensors:
         for path in self.paths:
             specs = self._safetensors_specs(path) if path.suffix == ".safetensors" else self._pickled_specs(path)
             if twice := sorted(specs.keys() & self.specs.keys()):
-                raise _fault(key, f"{path} repeats {shortened(twice)}", "leave each tensor in one file")
+                raise ConfigError.one(key, f"{path} repeats {shortened(twice)}", "leave each tensor in one file")
             self.specs |= specs
             self._file_of |= dict.fromkeys(specs, path)
 
@@ -49,7 +49,7 @@ class StoredTensors:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
                 return {name: Spec(DTYPES[s.get_dtype()], tuple(s.get_shape())) for name, s in slices.items()}
         except (OSError, SafetensorError, KeyError) as error:
-            raise _fault(self._key, f"{path} cannot be read: {error}", "copy it again, whole") from error
+            raise ConfigError.one(self._key, f"{path} cannot be read: {error}", "copy it again, whole") from error
 
     def _pickled_specs(self, path: Path) -> dict[str, Spec]:
         return {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._unpickled(path).items()}
@@ -62,12 +62,12 @@ class StoredTensors:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             problem = f"{path} holds more than tensors; it was not unpickled: {_first_line(error)}"
-            raise _fault(self._key, problem, "trust no such file; ask its author for safetensors") from error
+            raise ConfigError.one(self._key, problem, "trust no such file; ask its author for safetensors") from error
         except (OSError, RuntimeError, EOFError) as error:
             problem = f"{path} cannot be read: {_first_line(error)}"
-            raise _fault(self._key, problem, "give a whole file as torch.save writes it since 1.6") from error
+            raise ConfigError.one(self._key, problem, "give a whole file as torch.save writes it since 1.6") from error
         if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-            raise _fault(self._key, f"{path} is no mapping of names to tensors", "give a state dict")
+            raise ConfigError.one(self._key, f"{path} is no mapping of names to tensors", "give a state dict")
         return content
 
 
@@ -77,7 +77,7 @@ def open_weights(key: str, folder: Path) -> StoredTensors:
         return StoredTensors(key, files)
     for index in (path for path in (folder / INDEX, folder / PICKLES[1]) if path.is_file()):
         read_object(key, index)  # says what is wrong with it
-    raise _fault(key, f"{folder} holds no weights", f"it needs one of {', '.join((WEIGHTS, INDEX, *PICKLES))}")
+    raise ConfigError.one(key, f"{folder} holds no weights", f"it needs one of {', '.join((WEIGHTS, INDEX, *PICKLES))}")
 
 
 def has_weights(folder: Path) -> bool:
@@ -86,7 +86,3 @@ def has_weights(folder: Path) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _fault(key: str, problem: str, remedy: str) -> ConfigError:
-    return ConfigError([Fault(key, problem, remedy)])

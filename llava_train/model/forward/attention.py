@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from llava_train.model.forward.cpu_attention import blocked_attention
 from llava_train.model.forward.cpu_bf16 import lacks_bf16
-from llava_train.shared.errors import ConfigError, Fault
+from llava_train.shared.errors import ConfigError
 
 PACKED = "llava_train_packed"
 TILES = "llava_train_tiles"
@@ -53,7 +53,7 @@ def choose_kernel(choice: AttentionChoice, device: torch.device, dtype: torch.dt
     """
     problem = _kernel_problem(choice, device, dtype)
     if problem:
-        raise ConfigError([Fault("model.attention", f"{choice}: {problem}", "set model.attention=auto")])
+        raise ConfigError.one("model.attention", f"{choice}: {problem}", "set model.attention=auto")
     if choice != "auto":
         return choice
     kernels: tuple[Kernel, ...] = ("flash_attn", "varlen", "sdpa")

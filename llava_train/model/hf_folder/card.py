@@ -27,7 +27,7 @@ from llava_train.model.hf_folder.usage_lines import (
 )
 
 
-class Source(TypedDict, total=False):
+class DataSource(TypedDict, total=False):
     """What a mixture says of one source; "" where it says nothing."""
 
     sampling: str
@@ -49,7 +49,7 @@ class StageRecord(TypedDict, total=False):
     recipe: str
     stage: str
     data: dict[str, int]  # source -> number of samples
-    sources: dict[str, Source]
+    sources: dict[str, DataSource]
     rates: dict[str, str]  # part -> learning rate, or frozen
     settings: dict[str, str]
     figures: dict[str, float]
@@ -173,7 +173,7 @@ def base_models(card: Card) -> list[str]:
 def hub_datasets(card: Card) -> list[str]:
     """Hub names of the sources that gave samples, in all stages."""
     repositories = (source.get("repository", "") for _, _, source in _rows(card))
-    return _once(name for name in (text.partition(":")[0] for text in repositories) if is_hub_name(name))
+    return _once(name for name in (text.partition(":")[0] for text in repositories) if could_be_hub_name(name))
 
 
 def common_licence(card: Card) -> dict[str, str]:
@@ -190,7 +190,7 @@ def common_licence(card: Card) -> dict[str, str]:
     return dict(licence) if licence.get("license") in LICENCES.split() and named else {}
 
 
-def is_hub_name(name: str) -> bool:
+def could_be_hub_name(name: str) -> bool:
     """Whether the hub could have `owner/name`; a folder may look the same."""
     try:
         validate_repo_id(name)
@@ -215,7 +215,7 @@ def _stages(card: Card) -> list[StageRecord]:
     return [*card.get("history", []), own]
 
 
-def _rows(card: Card) -> Iterable[tuple[str, int, Source]]:
+def _rows(card: Card) -> Iterable[tuple[str, int, DataSource]]:
     """(name, samples, what the mixture says) of every source of every stage."""
     for stage in _stages(card):
         for name, count in stage.get("data", {}).items():

@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig, LlavaOnevisionConfig, LlavaOnevisio
 
 from llava_train.model.hf_folder.usage_lines import NOT_QUANTISED
 from llava_train.model.hf_folder.weights import expected_specs
-from llava_train.model.loading.strict_load import config_error, load_strictly
+from llava_train.model.loading.strict_load import load_strictly
 from llava_train.model.prepare.trained_parts import part_of
 from llava_train.shared.errors import ConfigError
 
@@ -80,7 +80,7 @@ def _refuse_other_shapes(key: str, folder: Path, hf_model: nn.Module) -> None:
     wrong = [f"{n}.weight" for n, shape in shapes.items() if shape != (layers[n].out_features, layers[n].in_features)]
     if wrong:
         problem = f"{folder} does not fit {type(hf_model).__name__}: of another shape: {', '.join(wrong)}"
-        raise config_error(key, problem, "use a checkpoint of this architecture")
+        raise ConfigError.one(key, problem, "use a checkpoint of this architecture")
 
 
 def _refuse_broken_blocks(folder: Path, config: LlavaOnevisionConfig, dtype: torch.dtype) -> None:
@@ -93,4 +93,4 @@ def _refuse_broken_blocks(folder: Path, config: LlavaOnevisionConfig, dtype: tor
 
 
 def _fault(problem: str, remedy: str) -> ConfigError:
-    return config_error("load_in", problem, remedy)
+    return ConfigError.one("load_in", problem, remedy)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from llava_train.shared.errors import ConfigError, Fault
+from llava_train.shared.errors import ConfigError
 
 
 def load_strictly(
@@ -35,7 +35,7 @@ def load_strictly(
             **kwargs,
         )
     except OSError as error:
-        raise config_error(key, str(error), "name a folder or hub checkpoint with safetensors weights") from error
+        raise ConfigError.one(key, str(error), "name a folder or hub checkpoint with safetensors weights") from error
     finally:
         logging.set_verbosity(level)
     problems = {
@@ -46,9 +46,5 @@ def load_strictly(
     if any(problems.values()):
         told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         problem = f"{folder} does not fit {type(loaded).__name__}: {told}"
-        raise config_error(key, problem, "use a checkpoint of this architecture")
+        raise ConfigError.one(key, problem, "use a checkpoint of this architecture")
     return loaded
-
-
-def config_error(key: str, problem: str, remedy: str) -> ConfigError:
-    return ConfigError([Fault(key, problem, remedy)])

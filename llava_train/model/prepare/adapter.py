@@ -23,7 +23,7 @@ from llava_train.config.schema import LoraConfig, StageConfig
 from llava_train.model.files.tensor_files import Spec, write_tensors
 from llava_train.model.prepare.peft_folder import PREFIX, fault, read_peft_folder
 from llava_train.model.prepare.trained_parts import PARTS, Part, is_adapter, is_unused, learning_rate_of, part_of
-from llava_train.shared.errors import ConfigError, Fault
+from llava_train.shared.errors import ConfigError
 from llava_train.start_folder.find import ADAPTER_CONFIG, ADAPTER_FILES
 
 if TYPE_CHECKING:  # it takes seconds to import, and only adapters need it
@@ -100,7 +100,7 @@ def _pattern(hf_model: Any, part: str, settings: LoraConfig) -> str:
     if absent:
         known = ", ".join(sorted(names))
         problem = f"no linear layer of {part} is called {', '.join(absent)}"
-        raise ConfigError([Fault(f"lora.{part}.targets", problem, f"known there: {known}; or all")])
+        raise ConfigError.one(f"lora.{part}.targets", problem, f"known there: {known}; or all")
     ends = "|".join(map(re.escape, sorted(wanted)))
     if part != "vision_tower":
         return rf"{re.escape(prefix)}(?:.*\.)?(?:{ends})"
@@ -112,7 +112,7 @@ def _listed(targets: str | list[str]) -> list[str]:
     return [targets] if isinstance(targets, str) else targets
 
 
-def plain_name(name: str) -> str:
+def without_adapter(name: str) -> str:
     """A parameter's name without adapters: `q_proj.base_layer.weight` -> `q_proj.weight`."""
     return name.replace(".base_layer.", ".")
 

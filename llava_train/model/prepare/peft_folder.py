@@ -20,7 +20,7 @@ from llava_train.config.rules.adapter import INITS
 from llava_train.model.files.names import export_name, older_module
 from llava_train.model.files.start_weights import module_name
 from llava_train.model.files.stored_tensors import StoredTensors
-from llava_train.shared.errors import ConfigError, Fault, shortened
+from llava_train.shared.errors import ConfigError, shortened
 from llava_train.start_folder.files import read_object
 from llava_train.start_folder.find import ADAPTER_CONFIG, ADAPTER_FILES
 
@@ -91,7 +91,7 @@ def read_peft_folder(folder: Path, hf_model: nn.Module) -> PeftFolder:
 
 
 def fault(problem: str, remedy: str) -> ConfigError:
-    return ConfigError([Fault("adapter", problem, remedy)])
+    return ConfigError.one("adapter", problem, remedy)
 
 
 def _refuse_other_kinds(folder: Path, config: PeftConfig) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from llava_train.records.readers.columns import NUM_ROWS, Place, chosen_columns, drawn_rows, records, unread_columns
+from llava_train.records.readers.columns import (
+    NUM_ROWS,
+    BytesInFile,
+    chosen_columns,
+    drawn_rows,
+    records,
+    unread_columns,
+)
 from llava_train.records.readers.reader import Raw, Reader, drawn_positions
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
@@ -65,6 +72,6 @@ class _Locate:
     address: int
     mapped: int
 
-    def __call__(self, address: int, size: int) -> Place | None:
+    def __call__(self, address: int, size: int) -> BytesInFile | None:
         offset = address - self.address
-        return Place(self.path, offset, size) if 0 <= offset <= self.mapped - size else None
+        return BytesInFile(self.path, offset, size) if 0 <= offset <= self.mapped - size else None

@@ -25,11 +25,11 @@ from llava_train.records.tables import is_second
 TURNS = ("conversations", "messages")
 MEDIA = {"image": "image", "images": "image", "video": "video", "videos": "video"}  # columns to keys of a record
 TEXTS = ("id", "data_source", "width", "height", "answers", "choices", "type", "prompt", *RECORD_KEYS)
-KNOWN = (*TURNS, *MEDIA, *TEXTS)
+KNOWN_COLUMNS = (*TURNS, *MEDIA, *TEXTS)
 NUM_ROWS = 64  # that are held at a time, with their media
 
 
-class Place(NamedTuple):
+class BytesInFile(NamedTuple):
     """Bytes that lie in a file as they are."""
 
     path: Path
@@ -37,7 +37,7 @@ class Place(NamedTuple):
     size: int
 
 
-Locate = Callable[[int, int], Place | None]  # of an address and a size in memory
+Locate = Callable[[int, int], BytesInFile | None]  # of an address and a size in memory
 
 
 def chosen_columns(schema: pa.Schema) -> list[str]:
@@ -46,15 +46,15 @@ def chosen_columns(schema: pa.Schema) -> list[str]:
         raise ValueError(f"has no column {' or '.join(TURNS)}; found: {', '.join(schema.names)}")
     if twice := next((name for name in schema.names if schema.names.count(name) > 1), None):
         raise ValueError(f"column {twice} stands twice: rename or drop one of them")
-    more = [name for name in schema.names if name not in KNOWN and is_second(name)]
+    more = [name for name in schema.names if name not in KNOWN_COLUMNS and is_second(name)]
     if more and (first := next((name for name in schema.names if name in MEDIA), None)):
         raise ValueError(f"columns {first} and {', '.join(more)} each hold media of a row; make them one list, {first}")
-    return [field.name for field in schema if field.name in KNOWN or _may_hold_media(field)]
+    return [field.name for field in schema if field.name in KNOWN_COLUMNS or _may_hold_media(field)]
 
 
 def unread_columns(schema: pa.Schema) -> str:
     """Those that no record is made of, in words; empty where there are none. Raises ValueError as `chosen_columns`."""
-    chosen = {name for name in chosen_columns(schema) if name in KNOWN}
+    chosen = {name for name in chosen_columns(schema) if name in KNOWN_COLUMNS}
     return columns_passed_over([name for name in schema.names if name not in chosen])
 
 
@@ -111,7 +111,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _values(array: pa.Array, locate: Locate) -> list:
-    """As Python values; bytes that lie in a file as a `Place`."""
+    """As Python values; bytes that lie in a file as a `BytesInFile`."""
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         ends = array.offsets.to_pylist()
         flat, valid = _values(array.values.slice(ends[0], ends[-1] - ends[0]), locate), array.is_valid().to_pylist()
@@ -128,7 +128,7 @@ def _values(array: pa.Array, locate: Locate) -> list:
     return array.to_pylist()
 
 
-def _contents(array: pa.Array, locate: Locate) -> list[Place | bytes | None]:
+def _contents(array: pa.Array, locate: Locate) -> list[BytesInFile | bytes | None]:
     _, offsets, data = array.buffers()
     kind = np.int64 if pa.types.is_large_binary(array.type) else np.int32
     ends = np.frombuffer(offsets, kind)[array.offset : array.offset + len(array) + 1].tolist()
@@ -153,7 +153,7 @@ def _record(row: dict[str, Any], name: str, kinds: Collection[str]) -> Raw:
         found = {kind: [_medium(value, f"{kind} of {name}", blobs) for value in media[kind]] for kind in media}
     except BadRecord as error:
         return Raw(b"", bad=f"{name}: {error}")
-    row = {key: value if key in KNOWN else _described(value) for key, value in row.items()}
+    row = {key: value if key in KNOWN_COLUMNS else _described(value) for key, value in row.items()}
     for kind, entries in found.items():
         if kind in kinds or entries:
             row[kind] = [value for value in entries if value]
@@ -166,8 +166,8 @@ def _described(value: Any) -> Any:
         return [_described(entry) for entry in value]
     if isinstance(value, dict):
         return {key: _described(entry) for key, entry in value.items()}
-    if isinstance(value, bytes | Place):
-        return {"bytes": value.size if isinstance(value, Place) else len(value)}
+    if isinstance(value, bytes | BytesInFile):
+        return {"bytes": value.size if isinstance(value, BytesInFile) else len(value)}
     return value if isinstance(value, str) else None
 
 
@@ -175,19 +175,19 @@ def _without_nulls(turns: Any, media: dict[str, list]) -> Any:
     """A struct has all keys in all rows. Media that typed parts hold themselves are moved to `media`."""
     if isinstance(turns, list):
         return [_without_nulls(turn, media) for turn in turns]
-    if isinstance(turns, bytes | Place):
+    if isinstance(turns, bytes | BytesInFile):
         return _decoded(turns)
     if not isinstance(turns, dict):
         return turns
     for kind in media:
-        if isinstance(turns.get(kind), dict | bytes | Place):
+        if isinstance(turns.get(kind), dict | bytes | BytesInFile):
             media[kind].append(turns.pop(kind))
     return {key: _without_nulls(value, media) for key, value in turns.items() if value is not None}
 
 
-def _decoded(text: bytes | Place) -> str:
+def _decoded(text: bytes | BytesInFile) -> str:
     """Of a column of texts that is stored as bytes."""
-    if isinstance(text, Place):
+    if isinstance(text, BytesInFile):
         text = PackedFile(*text, "text").read()
     try:
         return text.decode()
@@ -203,6 +203,6 @@ def _medium(value: Any, name: str, blobs: list[bytes]) -> str | dict[str, Any] |
     if isinstance(content, bytes):
         blobs.append(content)
         return {"blob": len(blobs) - 1, "name": path or name}
-    if isinstance(content, Place):
+    if isinstance(content, BytesInFile):
         return {**content._asdict(), "path": str(content.path), "name": path or name}
     raise BadRecord(f"{name} is a {type(content).__name__}; media are paths, bytes, or structs of both")

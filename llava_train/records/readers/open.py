@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from llava_train.records.file_formats import Kind, kind_of, split_of
+from llava_train.records.file_formats import FileFormat, format_of, split_of
 from llava_train.records.readers.arrow import Arrow
 from llava_train.records.readers.json_lines import JsonLines
 from llava_train.records.readers.json_list import JsonList
@@ -22,11 +22,11 @@ from llava_train.records.readers.tables import Plain
 from llava_train.records.readers.tars import Tars
 from llava_train.shared.errors import DataError
 
-__all__ = ["Raw", "Source", "open_source", "record_of"]
+__all__ = ["Raw", "RecordSource", "open_source", "record_of"]
 
 T = TypeVar("T")
 
-READERS: dict[Kind, Callable[[Path, str], Reader]] = {
+READERS: dict[FileFormat, Callable[[Path, str], Reader]] = {
     "json": JsonList,
     "jsonl": JsonLines,
     "table": Plain,
@@ -38,7 +38,7 @@ READERS: dict[Kind, Callable[[Path, str], Reader]] = {
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordSource:
     """A data set on disk. `name` stands in its errors. Picklable; read again by each `iter`."""
 
     name: str
@@ -72,7 +72,7 @@ class Source:
             yield raw
 
     def _reader(self) -> Reader:
-        return READERS[kind_of(self.path, self.split)](self.path, self.split)
+        return READERS[format_of(self.path, self.split)](self.path, self.split)
 
     def _of_this_source(self, act: Callable[[], T]) -> T:
         """What `act` returns; its errors as DataError with the name of the source."""
@@ -82,6 +82,6 @@ class Source:
             raise DataError(self.name, "-", "unreadable file", f"{self.path}: {error}") from error
 
 
-def open_source(file: str | Path, name: str) -> Source:
+def open_source(file: str | Path, name: str) -> RecordSource:
     """The data set of that file or folder; nothing is read yet."""
-    return Source(name, *split_of(file))
+    return RecordSource(name, *split_of(file))

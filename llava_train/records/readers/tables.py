@@ -9,7 +9,7 @@ from pathlib import Path
 from llava_train.records.image_files import visible_files
 from llava_train.records.readers.reader import Raw, Reader, drawn_positions, made
 from llava_train.records.record import BadRecord
-from llava_train.records.tables import passed_over, read_plain
+from llava_train.records.tables import read_plain, unread_words
 
 
 class Plain(Reader):
@@ -20,7 +20,7 @@ class Plain(Reader):
         return [file for name in visible_files(self.path) if (file := self.path / name).is_file()]
 
     def passed_over(self) -> str:
-        return passed_over(self.path)
+        return unread_words(self.path)
 
     def count(self) -> int:
         return len(read_plain(self.path, self.split))

@@ -21,8 +21,8 @@ from llava_train.records.image_files import HEAD, is_image
 from llava_train.records.media_paths import in_short
 from llava_train.records.readers.reader import Raw, Reader, made
 from llava_train.records.record import DESCRIBE, BadRecord
+from llava_train.records.tags import MEDIUM_KINDS
 
-KINDS = ("image", "video")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
 ASKED = ("conversations", "messages", "prompt")  # keys of a JSON that is a record, and no metadata of a medium
 CAPTIONS = ("caption", "text")
@@ -97,7 +97,7 @@ def _record(key: str, members: Members, file: BinaryIO) -> Raw:
         record = {"id": key} | from_messages(with_one_name(content), beside)
     else:
         record = {"id": key} | {name: content[name] for name in OF_MEDIA if name in content}
-    media = {kind: _named(kind, record.get(kind), members, present[kind]) for kind in KINDS}
+    media = {kind: _named(kind, record.get(kind), members, present[kind]) for kind in MEDIUM_KINDS}
     if not is_asked:
         caption = _caption(content, members, file)
         record["conversations"] = _captioned({kind: len(found) for kind, found in media.items()}, *caption)
@@ -154,7 +154,7 @@ def _named(kind: str, entries: Any, members: Members, present: list[tarfile.TarI
 
 def _present(members: Members, file: BinaryIO) -> dict[str, list[tarfile.TarInfo]]:
     """The members that are images, by name or else by content, or videos, by name."""
-    present: dict[str, list[tarfile.TarInfo]] = {kind: [] for kind in KINDS}
+    present: dict[str, list[tarfile.TarInfo]] = {kind: [] for kind in MEDIUM_KINDS}
     for member in members.values():
         suffix = Path(member.name).suffix.lower()
         if suffix in VIDEO_SUFFIXES:

@@ -50,7 +50,7 @@ def newest_meta(stage_dir: Path) -> dict[str, Any] | None:
     return read_state(newest)["meta"] if newest else None
 
 
-def weight_files(folder: Path) -> list[Path]:
+def step_weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("weights-*.safetensors"))
 
 
@@ -152,11 +152,11 @@ def _damage_of(folder: Path, ranks: Ranks) -> str:
     return next(filter(None, ranks.gather(damage(folder, (ranks.rank, ranks.world_size)))), "")
 
 
-def load(folder: Path, engine: Engine) -> TrainState:
+def load_checkpoint(folder: Path, engine: Engine) -> TrainState:
     """Puts weights and optimiser back; returns where the run was. Any number of ranks, any ZeRO level."""
     content = read_state(folder)
     engine.load(
-        SlicedFiles(weight_files(folder)),
+        SlicedFiles(step_weight_files(folder)),
         SlicedFiles(optimizer_files(folder)),
         content["optimizer_step"],
         None if start_of(folder.parent / BASE) else SlicedFiles(frozen_files(folder.parent / BASE)),

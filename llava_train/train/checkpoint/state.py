@@ -45,7 +45,7 @@ class TrainState:
         self.loss_sum += loss * counts.num_supervised
         self.loss_tokens += counts.num_supervised
         self.seconds += seconds
-        self.skipped += [as_record(error) for error in skipped]
+        self.skipped += [error_record(error) for error in skipped]
 
     def take_mean_loss(self) -> float:
         """Over the supervised tokens since it was last asked."""
@@ -54,5 +54,5 @@ class TrainState:
         return mean
 
 
-def as_record(error: DataError) -> dict[str, str]:
+def error_record(error: DataError) -> dict[str, str]:
     return {"source": error.source, "record": error.record, "reason": error.reason, "detail": error.detail}

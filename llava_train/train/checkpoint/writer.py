@@ -23,7 +23,7 @@ from llava_train.shared.whole_files import flush, flush_tree
 from llava_train.start_folder.find import weight_files
 from llava_train.train.checkpoint import on_disk
 from llava_train.train.checkpoint.state import TrainState
-from llava_train.train.engine.engine import MOMENTS, Engine
+from llava_train.train.engine.engine import MOMENT_NAMES, Engine
 from llava_train.train.engine.zero_slices import Slice
 
 Tensors = dict[str, tuple[Slice, torch.Tensor]]  # key in the file -> the slice, and its values
@@ -127,7 +127,7 @@ class Saver:
 
     def refuse_little_space(self, has_base: bool) -> None:
         """Raises RunError where the disk has no room for one checkpoint, and if `has_base` for the frozen weights."""
-        trained = sum(4 * (1 + len(MOMENTS)) * part.numel for part in self.engine.trained_slices() if part.written)
+        trained = sum(4 * (1 + len(MOMENT_NAMES)) * part.numel for part in self.engine.trained_slices() if part.written)
         frozen = sum(p.numel * p.flat.element_size() for p in self.engine.frozen_slices() if p.written and has_base)
         needed = self.ranks.sum(trained + frozen)[0]
         free = self.ranks.first(shutil.disk_usage(self.stage_dir).free)
@@ -178,7 +178,7 @@ class Saver:
         moments = {
             f"{kind}/{part.name}": (part, part.of(state[kind]))
             for part, state in zip(parts, states, strict=True)
-            for kind in MOMENTS
+            for kind in MOMENT_NAMES
         }
         steps = {int(state["step"]) for state in states}
         [step] = set().union(*self.ranks.gather(steps))  # AdamW counts for each tensor; ours are updated together

@@ -28,7 +28,7 @@ from llava_train.shared.errors import RunError
 from llava_train.train.engine.zero_slices import Slice, frozen_slices, refresh_weights, trained_slices, whole_shape
 
 MODEL_PREFIX = "hf_model."  # of the training module's parameter names; without it they are transformers' own
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
 
 
 def _is_plain(stage: StageConfig) -> bool:
@@ -201,7 +201,7 @@ class Engine:
             for part in self.trained_slices():
                 part.of(part.flat).copy_(_read(weights, part.name, part))
                 state = states.setdefault(id(part.flat), {})
-                for kind in MOMENTS:
+                for kind in MOMENT_NAMES:
                     moment = state.setdefault(kind, torch.zeros_like(part.flat, requires_grad=False))
                     part.of(moment).copy_(_read(optimizer, f"{kind}/{part.name}", part))
                 state["step"] = torch.tensor(float(step), device=part.flat.device)

@@ -13,9 +13,17 @@ from yaml import YAMLError
 from llava_train.config.mixture import stage_sources
 from llava_train.config.rules.adapter import how_trained
 from llava_train.config.schema import Config, ModelConfig, StageConfig
-from llava_train.evaluate.prediction import FILE as EVALUATION
+from llava_train.evaluate.prediction import EVALUATION_FILE as EVALUATION
 from llava_train.evaluate.prediction import Prediction, TaskResult
-from llava_train.model.hf_folder.card import Card, Origin, Source, card_record, is_hub_name, last_names, render_card
+from llava_train.model.hf_folder.card import (
+    Card,
+    DataSource,
+    Origin,
+    card_record,
+    could_be_hub_name,
+    last_names,
+    render_card,
+)
 from llava_train.model.hf_folder.preparation import PREPARATION_FILE
 from llava_train.model.prepare.trained_parts import PARTS
 from llava_train.shared.errors import ConfigError
@@ -89,7 +97,7 @@ def _origins(model: ModelConfig, seed: int) -> dict[str, Origin]:
     if model.init == TINY:
         return dict.fromkeys(PARTS, Origin(name="random weights"))
     if model.init:
-        inherited = {} if _is_hub_name(model.init) else _notes(model.init).get("origins", {})
+        inherited = {} if _is_on_hub(model.init) else _notes(model.init).get("origins", {})
         return inherited or dict.fromkeys(PARTS, _origin(model.init))
     return {
         "vision_tower": _origin(model.vision_tower),
@@ -107,15 +115,17 @@ def _origin(name: str) -> Origin:
         except (YAMLError, ValueError):  # somebody else's file: a card that cannot be read says nothing
             metadata = {}
     bases = metadata.get("base_model")
-    named: list[str] = [base for base in map(str, bases if isinstance(bases, list) else [bases]) if is_hub_name(base)]
+    named: list[str] = [
+        base for base in map(str, bases if isinstance(bases, list) else [bases]) if could_be_hub_name(base)
+    ]
     keys = ("license", "license_name", "license_link")
     licence = {key: metadata[key] for key in keys if isinstance(metadata.get(key), str)}
     link = licence.get("license_link", "")
     if link and "://" not in link:  # a file beside that card
         licence["license_link"] = f"https://huggingface.co/{name}/blob/main/{link}"
-        if not _is_hub_name(name):
+        if not _is_on_hub(name):
             del licence["license_link"]
-    return Origin(name=_shown(name), base_models=[name] if _is_hub_name(name) else named, licence=licence)
+    return Origin(name=_shown(name), base_models=[name] if _is_on_hub(name) else named, licence=licence)
 
 
 def _notes(init: str) -> dict[str, Any]:
@@ -126,27 +136,27 @@ def _notes(init: str) -> dict[str, Any]:
 def _find(name: str, file: str) -> Path | None:
     """A file of a folder, or of a hub checkpoint as far as it was downloaded."""
     found = Path(name, file)
-    if _is_hub_name(name):
+    if _is_on_hub(name):
         cached = try_to_load_from_cache(name, file)
         found = Path(cached) if isinstance(cached, str) else found
     return found if found.is_file() else None
 
 
-def _is_hub_name(name: str) -> bool:
-    return is_hub_name(name) and not Path(name).exists()
+def _is_on_hub(name: str) -> bool:
+    return could_be_hub_name(name) and not Path(name).exists()
 
 
 def _shown(name: str) -> str:
-    return name if _is_hub_name(name) else last_names(name)
+    return name if _is_on_hub(name) else last_names(name)
 
 
-def _sources(config: Config, settings: StageConfig) -> dict[str, Source]:
+def _sources(config: Config, settings: StageConfig) -> dict[str, DataSource]:
     try:
         sources = stage_sources(config.data, settings)
     except ConfigError:  # the mixture's file is gone since the stage was trained: names and counts remain
         return {}
     return {
-        name: Source(
+        name: DataSource(
             sampling=source.sampling + (f", {source.repeat} times" if source.repeat > 1 else ""),
             repository=source.repository,
             licence=source.licence,

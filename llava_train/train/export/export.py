@@ -41,7 +41,7 @@ CHUNK = 1 << 24  # elements read at a time from the fp32 slices
 
 
 @dataclass(frozen=True)
-class Weights:
+class StepWeights:
     """The parameters of a step in one dtype: those that train, fp32 slices, and those that do not, as slices or in the
     stage's start. Adapters are merged in fp32 into the weights below them."""
 
@@ -74,11 +74,11 @@ class Weights:
         return whole
 
 
-def open_weights(base: Path, step: Path, config: Any, lora: Mapping[str, LoraConfig]) -> Weights:
+def open_step_weights(base: Path, step: Path, config: Any, lora: Mapping[str, LoraConfig]) -> StepWeights:
     """Reads headers alone. Raises RunError where the files do not hold exactly the parameters of the config."""
     frozen: SlicedFiles | StartWeights
     try:
-        trained = SlicedFiles(on_disk.weight_files(step))
+        trained = SlicedFiles(on_disk.step_weight_files(step))
         start = on_disk.start_of(base)
         if start:
             frozen = StartWeights([start[0] / name for name in start[1]])
@@ -96,7 +96,7 @@ def open_weights(base: Path, step: Path, config: Any, lora: Mapping[str, LoraCon
     if wrong:
         told = f"{step} and {base} do not hold the parameters of {base}/config.json: {', '.join(wrong)}"
         raise RunError(f"{told}\n    -> put back the {base.name} folder that the run wrote")
-    return Weights(trained, frozen, specs, lora)
+    return StepWeights(trained, frozen, specs, lora)
 
 
 def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
     before = peak_memory()
     base = stage_dir / on_disk.BASE
     config: Any = LlavaOnevisionConfig.from_pretrained(base, trust_remote_code=False)
-    weights = open_weights(base, step, config, _stage_of(stage_dir).settings.lora)
+    weights = open_step_weights(base, step, config, _stage_of(stage_dir).settings.lora)
     with whole_folder(out) as folder:
         _copy_support(base, folder)
         hashes = write_weights(folder, weights.specs, ((name, weights.read(name)) for name in weights.specs))
@@ -137,7 +137,7 @@ def export_adapter(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
         told = f"{stage_dir} trains the whole language model, which no adapter can hold"
         raise RunError(f"{told}\n    -> export the whole model: merge=true")
     config: Any = LlavaOnevisionConfig.from_pretrained(base, trust_remote_code=False)
-    weights = open_weights(base, step, config, stage.settings.lora)
+    weights = open_step_weights(base, step, config, stage.settings.lora)
     with torch.device("meta"):
         plain = LlavaOnevisionForConditionalGeneration(config)
     made = peft_config(plain, stage.settings.lora, stage.start.init, saved)

@@ -18,7 +18,7 @@ from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import Config, TaskConfig
 from llava_train.data.samples.sample import Sample
 from llava_train.evaluate.answerer import Answerer, with_media_of
-from llava_train.evaluate.prediction import FILE, Prediction, TaskResult, dealt, prediction
+from llava_train.evaluate.prediction import EVALUATION_FILE, Prediction, TaskResult, dealt, prediction
 from llava_train.evaluate.questions import Question, read_questions
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.console import console
@@ -39,7 +39,7 @@ def evaluate_stages(config: Config, ranks: Ranks) -> dict[str, dict[str, TaskRes
 
 
 def _evaluate_stage(config: Config, stage: Stage, ranks: Ranks) -> dict[str, TaskResult]:
-    path = stage.folder / FILE
+    path = stage.folder / EVALUATION_FILE
     evaluation = config.evaluation
     key = {
         "tasks": {name: asdict(task) for name, task in evaluation.tasks.items()},

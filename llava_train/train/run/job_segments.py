@@ -90,7 +90,7 @@ def begin(run: Path, job: str, restart: int, nodes: str, live_jobs: Collection[s
                     f"{run} is being trained by job {last.job} on {last.nodes}\n"
                     f"    -> let it: squeue --jobs={last.job}; or give this run a folder of its own: run.dir=DIR"
                 )
-            _close(run, last, judge(_srun_log(run, last), None))
+            _close(run, last, judge_ending(_srun_log(run, last), None))
         if refusal := exhausted([s for s in segments if s.job == job], max_failures):
             raise RunError(refusal)
         mine = Segment(last.number + 1 if last else 1, job, restart, nodes, time.time(), position(run))
@@ -119,7 +119,7 @@ def end(logs: Path, code: int, heard: str, max_failures: int) -> tuple[Segment, 
     """
     run, number = logs.parents[1], int(logs.name)
     segment = next(s for s in read_segments(run) if s.number == number)
-    ending = judge(_srun_log(run, segment), code)
+    ending = judge_ending(_srun_log(run, segment), code)
     if code == 128 + signal.SIGKILL and heard:  # by the batch script, shortly before the time limit
         ending = Ending("stopped", f"too little time to save, after {heard}")
     elif ending.outcome == "stopped" and heard:
@@ -158,7 +158,7 @@ def exhausted(segments: list[Segment], max_failures: int) -> str:
     return ""
 
 
-def judge(srun_log: str, code: int | None) -> Ending:
+def judge_ending(srun_log: str, code: int | None) -> Ending:
     """What ended a segment, from srun's messages and exit code; None where the batch shell did not live to see it."""
     aborted = bool(_ABORTED.search(srun_log)) and _WAITED not in srun_log
     if code == 0 and not aborted:

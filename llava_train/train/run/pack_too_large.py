@@ -32,7 +32,7 @@ from llava_train.shared.errors import RunError
 from llava_train.shared.json_files import read_json
 from llava_train.shared.whole_files import write_json
 
-FILE = "fit.json"
+LOWERED_FILE = "fit.json"
 POLL = 0.5  # seconds
 SEEN = 10.0  # seconds after which a file of one node is seen by all
 NAMED = 8  # samples of a pack
@@ -48,7 +48,7 @@ class PackTooLarge(RunError):
 
 def read_lowered(folder: Path) -> list[dict[str, Any]]:
     """What `train.fit` has lowered in a stage, first to last."""
-    path = folder / FILE
+    path = folder / LOWERED_FILE
     return read_json(path) if path.exists() else []
 
 
@@ -118,7 +118,7 @@ class Fit:
         pack = {"samples": len(batch.sample_ids), "tokens": len(batch.input_ids), "tiles": len(batch.pixel_values)}
         entry = {"step": step + 1, "rank": self._ranks.rank, "pack": pack, **budgets}
         lowered = [*read_lowered(self._folder)[: self._num_lowered], entry]
-        write_json(self._folder / FILE, lowered)
+        write_json(self._folder / LOWERED_FILE, lowered)
         told = ", ".join(f"pack.{name}={value}" for name, value in budgets.items())
         print(f"{problem}\n    -> train.fit: {told}, from the last checkpoint on", flush=True)
         _start_anew(self._ranks.environ)

@@ -7,12 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llava_train.config.fingerprint import DATA_PLACES, START_PLACES, differences, fingerprint, place, start_content
+from llava_train.config.fingerprint import (
+    DATA_PLACES,
+    START_PLACES,
+    changed_settings,
+    fingerprint,
+    place,
+    start_content,
+)
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.data.samples.sampled_records import present_sources
 from llava_train.ranks.process_group import Ranks
-from llava_train.records.identity import differences as record_differences
-from llava_train.records.identity import look_again
+from llava_train.records.identity import changed_records as record_differences
+from llava_train.records.identity import identify_again
 from llava_train.records.readers.open import open_source
 from llava_train.shared.console import console
 from llava_train.shared.errors import ConfigError, DataError, RunError
@@ -120,7 +127,7 @@ def _compare_settings(config: Config, stage: Stage, meta: dict[str, Any], ranks:
     if saved is None:
         return
     then, now = _with_places(saved["fingerprint"], config.run.dir), meta["fingerprint"]
-    fixed, free = (differences(then[kind], now[kind]) for kind in ("fixed", "free"))
+    fixed, free = (changed_settings(then[kind], now[kind]) for kind in ("fixed", "free"))
     moved, other = _compare_places(then["places"], now["places"], saved.get("starts", {}), meta["starts"])
     changed = ranks.first(_changed_data(config, stage, saved) if ranks.is_first and stage.is_finished else [])
     elsewhere = any(line.startswith(DATA_PLACES) for line in moved)  # another file, and not of the same records
@@ -148,7 +155,7 @@ def _compare_places(
     """What is read from another place than before: files of the same content, or of records that are compared where
     they are read; and what is not the same."""
     moved, other = [], []
-    for line in differences(then, now):
+    for line in changed_settings(then, now):
         key = line.partition(":")[0]
         if key in DATA_PLACES and key in then and key in now:
             moved.append(line)
@@ -167,7 +174,7 @@ def _changed_data(config: Config, stage: Stage, saved: dict[str, Any]) -> list[s
         if before := saved.get(kind):
             try:
                 sources = {n: open_source(s.file, n) for n, s in present_sources(data, stage.settings).items()}
-                lines += [f"{key}: {line}" for line in record_differences(before, look_again(sources, before))]
+                lines += [f"{key}: {line}" for line in record_differences(before, identify_again(sources, before))]
             except (ConfigError, DataError) as error:
                 lines.append(f"{key}: cannot be read now: {error}")
     return lines
@@ -182,7 +189,7 @@ def data_differences(config: Config, stage: Stage, saved: dict[str, Any], now: d
     counts, current = saved["data"], now["data"]
     if len(counts) == len(current) == 1:  # a file may have another name
         counts = dict(zip(current, counts.values(), strict=True))
-    return lines + [f"samples of {line}" for line in differences(counts, current)]
+    return lines + [f"samples of {line}" for line in changed_settings(counts, current)]
 
 
 def _data_keys(config: Config, stage: Stage) -> dict[str, str]:

@@ -90,7 +90,7 @@ def _rate(lines: list[Line]) -> float | None:
     return round(sum(line["num_tokens"] for line in lines) / seconds, 1) if seconds else None
 
 
-def as_text(told: dict[str, Any]) -> list[str]:
+def status_text(told: dict[str, Any]) -> list[str]:
     """Lines for people."""
     lines = [f"{told['run']}: {told['state']}, {told['stages_finished']} of {told['stages']} stages finished"]
     if told.get("num_steps"):

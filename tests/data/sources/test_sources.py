@@ -11,7 +11,7 @@ from in_every_format import NUMBERS, write_parquet, write_tar
 from llava_train.config.mixture import SourceConfig, file_sources, load_mixture
 from llava_train.config.rules.files import source_problem
 from llava_train.data.samples.sampled_records import sampled_records
-from llava_train.records.file_formats import kind_of, split_of
+from llava_train.records.file_formats import format_of, split_of
 from llava_train.records.readers.open import open_source, record_of
 from llava_train.records.record import BadRecord
 from llava_train.shared.errors import DataError
@@ -52,7 +52,7 @@ def test_split_stands_behind_a_folder_that_has_no_such_name(tmp_path):
     (tmp_path / "images@2x").mkdir()
     assert split_of(tmp_path / "images@2x") == (tmp_path / "images@2x", "")
     assert split_of("a@b/q.json") == (split_of("a@b/q.json")[0], "")
-    assert kind_of(tmp_path / "images@2x") == "pictures"
+    assert format_of(tmp_path / "images@2x") == "pictures"
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet", "a.tar", "tars", "pictures"])
