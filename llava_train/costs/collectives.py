@@ -1,7 +1,7 @@
 """What ranks send each other in a step, and how long that takes, in closed form.
 
 Enters: how many weights there are and train, the ZeRO level, packs of a step, links. Leaves: bytes and seconds. Which
-collectives run on what, as `train/engine/engine.py` runs DeepSpeed 0.19: counted in tests/train/test_traffic.py.
+collectives run on what, as `train/engine/engine.py` runs DeepSpeed 0.19: counted in tests/costs/test_collectives.py.
 
 0   gradients are summed by all ranks once a step
 1   likewise; then each rank's part of the new weights is gathered

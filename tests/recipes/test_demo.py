@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from llava_train.cli.main import main
 from llava_train.evaluate.comparison import compare, read_scores
-from llava_train.train.report.stage_scores import normalise
+from llava_train.evaluate.scoring import normalise
 
 ROOT = Path(__file__).parents[2]
 STEPS = {"projector": 3, "mid": 2, "final_image": 3, "onevision": 6}

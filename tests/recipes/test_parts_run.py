@@ -17,7 +17,7 @@ FAST = (
     "qwen3",
     "vicuna",
     "mistral",
-)  # the others differ from these in ways that tests/model/test_parts.py and tests/compat cover
+)  # the others differ from these in ways that tests/model/loading/test_join_parts.py and tests/compat cover
 
 
 def command(root: Path, name: str) -> list[str]:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
 
+WORKERS = Path(__file__).parents[1] / "workers"
 TINY = Path(__file__).parents[2] / "data/tiny"
 # Modules that tests and their workers share lie beside this one; the package is that of this checkout.
-_PATHS = (Path(__file__).parent, Path(__file__).parents[2])
+_PATHS = (Path(__file__).parent, WORKERS, Path(__file__).parents[2])
 _ENVIRON = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, _PATHS))}
 _OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 

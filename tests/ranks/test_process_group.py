@@ -1,6 +1,5 @@
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import runs
@@ -12,7 +11,7 @@ from llava_train.shared.errors import LostRankError, RunError
 
 @pytest.mark.parametrize("waiting_in", ["barrier", "gather", "sum"])
 def test_a_lost_rank_is_told_at_once_on_those_that_wait_for_it(waiting_in):
-    first, lost, last = runs.start_apart(3, str(Path(__file__).with_name("lost_rank_worker.py")), waiting_in)
+    first, lost, last = runs.start_apart(3, str(runs.WORKERS / "lost_rank_worker.py"), waiting_in)
     runs.finish(lost, code=-9, timeout=60)
     for process in (first, last):
         told = runs.finish(process, timeout=20)

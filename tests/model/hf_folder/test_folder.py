@@ -29,7 +29,7 @@ from llava_train.model.loading.load_model import load_checkpoint
 from llava_train.model.loading.tiny_model import tiny_config, tiny_model
 from llava_train.text.placeholders import add_tags
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 CARD = {
     "recipe": "my_recipe",
     "stage": "stage_one",

@@ -34,7 +34,7 @@ from llava_train.family.onevision.geometry import make_geometry
 from llava_train.shared.errors import DataError
 from llava_train.text.chat_template import chat_template
 
-TINY = Path(__file__).parents[2] / "data" / "tiny"
+TINY = Path(__file__).parents[3] / "data" / "tiny"
 IMAGE = ImageConfig("anyres", [[1, 1], [1, 2], [2, 1], [2, 2]], 9)
 STAGE = StageConfig(
     mixture="tiny",

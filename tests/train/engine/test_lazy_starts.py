@@ -27,7 +27,7 @@ def test_a_start_read_into_shards_is_the_one_read_whole(torchrun, tmp_path):
 
 
 def test_every_zero_level_trains_the_same_from_parts(torchrun, tmp_path):
-    """tests/model/test_parts_unread.py compares the weights of every kind of start before training."""
+    """tests/model/loading/test_lazy_weights.py compares the weights of every kind of start before training."""
     starts = {
         "tied": ({"tie_word_embeddings": True, "max_shard_size": "100KB"}, ("zero0", "zero1", "zero2", "zero3")),
         "untied": ({"vocab_size": 1088}, ("zero2", "zero3")),  # rows enough for <image> and <video>

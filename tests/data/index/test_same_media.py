@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_indexing import reading
+from test_make_index import reading
 
 from llava_train.data.index import same_media
 from llava_train.data.index.make_index import load_index

@@ -21,7 +21,7 @@ from llava_train.model.hf_folder.usage_lines import (
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny_config, tiny_model
 from llava_train.model.prepare.trained_parts import part_of
 
-IMAGES = sorted((Path(__file__).parents[2] / "data/tiny/images").iterdir())
+IMAGES = sorted((Path(__file__).parents[3] / "data/tiny/images").iterdir())
 ALL = [plain_lines, processor_lines, pipeline_lines, four_bit_lines]
 
 

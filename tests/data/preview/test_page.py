@@ -22,7 +22,7 @@ from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny
 from llava_train.shared.html import escaped
 
-TINY = Path(__file__).parents[2] / "data" / "tiny"
+TINY = Path(__file__).parents[3] / "data" / "tiny"
 ATTACK = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 HOSTILE = ATTACK + "'\" ${title} $$ &lt; \x00\x1b[2J\r\n\u202e right to left \N{PILE OF POO} <|im_end|>"
 

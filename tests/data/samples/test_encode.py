@@ -18,7 +18,7 @@ from llava_train.text.chat_template import chat_template
 from llava_train.text.named_templates import make_template
 from llava_train.text.placeholders import prepare_tokenizer
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 IMAGE, VIDEO = 151646, 151647
 ONE = {"image": VisualLayout("square", 8, 8, (1, 1), 1, 1), "video": VisualLayout("video", 8, 8, (1, 1), 1, 1)}
 

@@ -13,7 +13,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from llava_train.cli.main import main
 from llava_train.model.files.names import export_name
-from llava_train.model.hf_folder import check_export, write
+from llava_train.model.hf_folder import check_export, weights
 from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config, tiny_model
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import RunError
@@ -40,7 +40,7 @@ def files(folder):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_number_of_ranks_gives_the_same_folder(model, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr("llava_train.train.export.export.CHUNK", 1000)
-    monkeypatch.setattr(write, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 100_000)
     assert CHUNK > 1000
     seen = []
     for num_ranks in (1, 2, 3):
@@ -145,7 +145,7 @@ def test_refused_export_leaves_the_folder_as_it_was(model, tmp_path, monkeypatch
     stage_dir = write_stage(tmp_path / "run", model, TOKENIZER)
     export(stage_dir, tmp_path / "out")
     before = files(tmp_path / "out")
-    write_weights = write.write_weights
+    write_weights = weights.write_weights
 
     def damaging(folder, *rest):
         hashes = write_weights(folder, *rest)

@@ -1,11 +1,10 @@
 """Ranks that have different steps before them, or of which one does not come, end with its name."""
 
 import time
-from pathlib import Path
 
 import runs
 
-WORKER = str(Path(__file__).with_name("guard_worker.py"))
+WORKER = str(runs.WORKERS / "guard_worker.py")
 
 
 def test_a_rank_that_plans_otherwise_is_named_on_all():

@@ -32,8 +32,8 @@ MAKER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import test_indexing
-test_indexing.made(Path(sys.argv[2]), Path(sys.argv[3]), num_workers=2)
+import test_make_index
+test_make_index.made(Path(sys.argv[2]), Path(sys.argv[3]), num_workers=2)
 """
 
 
@@ -50,7 +50,7 @@ def made(file: Path, cache: Path, num_workers: int = 0, tokenizer=None) -> Index
 
         from llava_train.text.placeholders import prepare_tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "golden" / "qwen2_tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "golden" / "qwen2_tokenizer")
         prepare_tokenizer(tokenizer, 151646, 151647)
     return load_index(open_source(file, "many"), reading(file.parent, tokenizer), "one", num_workers, cache)
 

@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import runs
 import test_engine
 import torch
 
 pytestmark = pytest.mark.gpu
-TESTS = Path(__file__).parent
-ROOT = TESTS.parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def test_every_zero_level_on_a_gpu_equals_adamw_by_hand_on_the_cpu():
     everything = test_engine.FP32 + test_engine.BF16
-    command = [sys.executable, str(TESTS / "engine_worker.py"), *everything]
+    command = [sys.executable, str(runs.WORKERS / "engine_worker.py"), *everything]
     done = subprocess.run(command, cwd=ROOT, env=with_this_checkout(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     test_engine.check_results(everything, done.stdout, fp32=1e-4)

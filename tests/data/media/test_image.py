@@ -21,7 +21,7 @@ from llava_train.data.media.image import UnreadableImage, image_size, open_image
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.records.media_file import PackedFile
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 GRID = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
 DEMO = Geometry(32, 8, "anyres", ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3)), 9)
 LIMIT = 10**8

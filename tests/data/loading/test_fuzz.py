@@ -38,7 +38,7 @@ from llava_train.text.media_tags import media_tags, normalise_tags
 from llava_train.text.placeholders import add_tags
 from llava_train.text.plain import PlainTemplate
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 NO_LIMIT = 10**6
 STAGES = [  # tokenizer, template, label rule, the checkpoint's own chat template
     ("qwen2_tokenizer", "qwen", "clean", ""),

@@ -15,7 +15,7 @@ from llava_train.text.chat_template import chat_template
 from llava_train.text.checkpoint_template import stage_template
 from llava_train.text.placeholders import prepare_tokenizer
 
-LLAMA = Path(__file__).parents[1] / "golden" / "llama_tiny_tokenizer"
+LLAMA = Path(__file__).parents[2] / "golden" / "llama_tiny_tokenizer"
 LAYOUTS = {"image": VisualLayout("square", 8, 8, (1, 1), 1, 3), "video": VisualLayout("video", 8, 8, (2, 1), 2, 5)}
 TAGS = {"<image>": 3, "<video>": 5}  # tokens of each
 TURNS = [

@@ -16,7 +16,7 @@ from llava_train.shared.errors import DataError
 from llava_train.text.checkpoint_template import stage_template
 from llava_train.text.placeholders import prepare_tokenizer
 
-LLAMA = Path(__file__).parents[1] / "golden" / "llama_tiny_tokenizer"
+LLAMA = Path(__file__).parents[2] / "golden" / "llama_tiny_tokenizer"
 TOKENS = 5  # of each medium
 STAGES = [("qwen", "clean"), ("qwen", "original"), ("vicuna", "clean"), ("checkpoint", "clean")]
 CHAT = ["<image>\nWhat is shown?", "A cat.", "And <image>?", "A dog \u2603", "Sure?", "Yes, it barks.\n", "Ok", "Bye"]
