@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import asdict, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 
 from llava_train.config.mixture import MIXTURE_SUFFIXES, load_mixture
 from llava_train.config.schema import Config
+from llava_train.config.shipped_files import asset
+from llava_train.config.typed import field_types
 from llava_train.records.file_formats import split_of
 from llava_train.start_folder.find import folder_here, weight_files
 
@@ -124,6 +126,35 @@ def start_content(start: str) -> str:
             file.seek(max(0, size - _SAMPLED))
             content.update(file.read(_SAMPLED))
     return content.hexdigest()[:16] if files else ""
+
+
+def with_defaults(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """`saved` with each setting of `now` that it lacks at its documented default: the setting is newer than the run."""
+    newer = {key: _documented_default(key, saved) for key in now if key not in saved}
+    return saved | {key: value for key, value in newer.items() if value is not MISSING}
+
+
+def _documented_default(key: str, saved: dict[str, Any]) -> Any:
+    """By the schema, else by configs/config.yaml; MISSING where neither has one.
+
+    An entry by name, such as an adapter of a part, has no default where the run did not have that entry.
+    """
+    kind: Any = Config
+    default: Any = MISSING
+    common: Any = yaml.safe_load(Path(asset("configs/config.yaml")).read_text(encoding="utf-8"))
+    names = key.split(".")
+    for depth, name in enumerate(names, 1):
+        common = common.get(name, MISSING) if isinstance(common, dict) else MISSING
+        if get_origin(kind) is dict:
+            entry = ".".join(names[:depth]) + "."
+            if not any(other.startswith(entry) for other in saved):
+                return MISSING
+            kind, default = get_args(kind)[1], MISSING
+        elif is_dataclass(kind) and name in (types := field_types(kind)):
+            kind, default = types[name], next(field.default for field in fields(kind) if field.name == name)
+        else:
+            return MISSING
+    return common if default is MISSING else default
 
 
 def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

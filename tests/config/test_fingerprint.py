@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llava_train.config.fingerprint import changed_settings, dump, fingerprint, start_content
+from llava_train.config.fingerprint import changed_settings, dump, fingerprint, start_content, with_defaults
 from llava_train.config.load import load
 
 UNTOLD = [
@@ -179,3 +179,31 @@ def test_what_is_held_out_binds_and_how_often_it_is_measured_does_not():
     }
     without = of()
     assert not {"evaluation.held_out", "evaluation.file"} & set(without["fixed"] | without["free"])  # as in older runs
+
+
+@pytest.mark.parametrize(
+    ("key", "default"),
+    [
+        ("stages.s.pack.window", 1024),  # by the schema
+        ("stages.s.lora.language_model.dora", False),
+        ("evaluation.patience", 0),
+        ("data.too_long", "error"),  # by configs/config.yaml
+        ("log.every", 1),
+    ],
+)
+def test_a_setting_that_is_newer_than_the_checkpoint_counts_as_its_default(key, default):
+    saved = {"stages.s.lora.language_model.rank": 8, "other": 1}
+    assert with_defaults(saved, {key: "now"}) == saved | {key: default}
+    assert changed_settings(with_defaults(saved, {**saved, key: default}), {**saved, key: default}) == []
+    assert changed_settings(with_defaults(saved, {**saved, key: "now"}), {**saved, key: "now"}) == [
+        f"{key}: {default} -> now"
+    ]
+
+
+@pytest.mark.parametrize(
+    "key", ["stages.s.max_steps", "stages.s.lora.projector.dora", "sources.a.file", "number of ranks"]
+)
+def test_what_has_no_default_is_not_set(key):
+    saved = {"stages.s.lora.language_model.rank": 8}
+    assert with_defaults(saved, {key: 1}) == saved
+    assert changed_settings(with_defaults(saved, saved | {key: 1}), saved | {key: 1}) == [f"{key}: not set -> 1"]

@@ -14,6 +14,7 @@ from llava_train.config.fingerprint import (
     fingerprint,
     place,
     start_content,
+    with_defaults,
 )
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.data.samples.sampled_records import present_sources
@@ -127,7 +128,7 @@ def _compare_settings(config: Config, stage: Stage, meta: dict[str, Any], ranks:
     if saved is None:
         return
     then, now = _with_places(saved["fingerprint"], config.run.dir), meta["fingerprint"]
-    fixed, free = (changed_settings(then[kind], now[kind]) for kind in ("fixed", "free"))
+    fixed, free = (changed_settings(with_defaults(then[kind], now[kind]), now[kind]) for kind in ("fixed", "free"))
     moved, other = _compare_places(then["places"], now["places"], saved.get("starts", {}), meta["starts"])
     changed = ranks.first(_changed_data(config, stage, saved) if ranks.is_first and stage.is_finished else [])
     elsewhere = any(line.startswith(DATA_PLACES) for line in moved)  # another file, and not of the same records
