@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from string import Template
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from llava_train.evaluate.prediction import Prediction
 from llava_train.evaluate.summary import Row, with_interval
 from llava_train.records.media_file import MediaFile
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
-from llava_train.shared.html import data_uri, escaped
+from llava_train.shared.html import data_uri, page_template
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 SIDE = 220  # pixels of a picture's longer side
@@ -50,48 +50,43 @@ class Page:
         samples: those that were predicted, for their media.
         """
         order = sorted(range(len(predictions)), key=lambda i: scores[i])[:shown]
-        cards = "".join(self._card(predictions[i], samples[i], scores[i]) for i in order)
         left_out = f"the {len(order):,} lowest of " if len(order) < len(predictions) else ""
-        options = {name: sorted({getattr(predictions[i], name) for i in order}) for name in ("source", "type")}
-        return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-            title=escaped(title),
-            rows="".join(map(_row, rows)),
+        verdicts = Counter(verdict_of(scores[i]) for i in order)
+        return page_template(TEMPLATE).render(
+            title=title,
+            rows=rows,
+            with_interval=with_interval,
             count=f"{left_out}{len(predictions):,} questions, errors first",
-            selects="".join(_select(name, values) for name, values in options.items()),
-            boxes="".join(_box(verdict, sum(verdict_of(scores[i]) == verdict for i in order)) for verdict in VERDICTS),
-            cards=cards,
+            options={name: sorted({getattr(predictions[i], name) for i in order}) for name in ("source", "type")},
+            verdicts={verdict: verdicts[verdict] for verdict in VERDICTS},
+            cards=(self._card(predictions[i], samples[i], scores[i]) for i in order),
         )
 
     def close(self) -> None:
         self._videos.close()
 
-    def _card(self, prediction: Prediction, sample: Sample, score: float) -> str:
-        verdict = verdict_of(score)
+    def _card(self, prediction: Prediction, sample: Sample, score: float) -> dict[str, Any]:
         files = [*((file, "image") for file in sample.images), *((file, "video") for file in sample.videos)]
-        media = "".join(self._picture(file, kind) for file, kind in files[:MEDIA])
-        more = f"<span class=more>and {len(files) - MEDIA} more</span>" if len(files) > MEDIA else ""
         counts = Counter(prediction.answers or [prediction.answer])
         references = [text if count == 1 else f"{text} ({count} times)" for text, count in counts.most_common()]
-        options = "".join(f"<li><b>{escaped(k)}</b> {escaped(text)}" for k, text in prediction.choices.items())
-        return (
-            f'<article class="{verdict}" data-verdict={verdict} data-source="{escaped(prediction.source)}"'
-            f' data-type="{escaped(prediction.type)}"><div class=media>{media}{more}</div><div class=text>'
-            f"<p class=question>{escaped(_words(prediction.question))}</p>"
-            + (f"<ul>{options}</ul>" if options else "")
-            + f"<dl><dt>answer<dd class=said>{escaped(prediction.predicted) or '<i>nothing</i>'}"
-            f"<dt>reference<dd>{escaped(' | '.join(references))}</dl>"
-            f"<footer><span class=badge>{_mark(score)}</span>{escaped(prediction.type)} · {escaped(prediction.source)}"
-            f" · record {escaped(prediction.record)}</footer></div></article>"
-        )
+        return {
+            "prediction": prediction,
+            "verdict": verdict_of(score),
+            "mark": f"{score:.2f}" if verdict_of(score) == "partly" else verdict_of(score),
+            "question": prediction.question.replace(IMAGE_TAG, "").replace(VIDEO_TAG, "").strip(),
+            "references": " | ".join(references),
+            "media": [{"name": file.name, "address": self._picture(file, kind)} for file, kind in files[:MEDIA]],
+            "num_more": max(0, len(files) - MEDIA),
+        }
 
     def _read_picture(self, medium: MediaFile, kind: str) -> str:
-        name = escaped(medium.name)
+        """Its address; empty where it cannot be read."""
         try:
             image = self._strip(medium) if kind == "video" else open_image(medium, self._max_pixels)
         except (UnreadableImage, UnreadableVideo, FileNotFoundError):
-            return f"<span class=more>{name} cannot be read</span>"
+            return ""
         image.thumbnail((SIDE * (FRAMES if kind == "video" else 1), SIDE))
-        return f'<img alt="{name}" src="{data_uri(image)}" loading=lazy>'
+        return data_uri(image)
 
     def _strip(self, medium: MediaFile) -> Image.Image:
         frames = self._videos.frames(medium, SIDE // 2)[:FRAMES]
@@ -100,32 +95,3 @@ class Page:
 
 def verdict_of(score: float) -> str:
     return VERDICTS[0 if score == 0 else 2 if score == 1 else 1]
-
-
-def _mark(score: float) -> str:
-    return {"wrong": "wrong", "right": "right"}.get(verdict_of(score), f"{score:.2f}")
-
-
-def _row(row: Row) -> str:
-    bar = (
-        f"<span class=bar><i style='left:{row.score.low:.1%};width:{row.score.high - row.score.low:.1%}'></i>"
-        f"<b style='left:{row.score.value:.1%}'></b></span>"
-    )
-    return (
-        f"<tr><td>{escaped(row.source)}<td>{escaped(row.type)}<td class=n>{row.count:,}"
-        f"<td class=n>{with_interval(row.score)}"
-        f"<td>{bar}<td class=n>{with_interval(row.loss)}"
-    )
-
-
-def _select(name: str, values: Sequence[str]) -> str:
-    options = "".join(f'<option value="{escaped(value)}">{escaped(value)}' for value in values)
-    return f"<label>{name} <select data-by={name}><option value=''>all{options}</select></label>"
-
-
-def _box(verdict: str, count: int) -> str:
-    return f"<label class={verdict}><input type=checkbox checked value={verdict}> {verdict} {count:,}</label>"
-
-
-def _words(question: str) -> str:
-    return question.replace(IMAGE_TAG, "").replace(VIDEO_TAG, "").strip()

@@ -142,7 +142,7 @@ def test_the_page_lets_nothing_out_of_its_quotes(place):
 
     Reader().feed(page)
     assert [tag for tag, _ in tags].count("script") == 1
-    assert page.count("&lt;/script&gt;&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; &lt;b&gt;") >= 2
+    assert page.count("&lt;/script&gt;&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; &lt;b&gt;") >= 2
     sources = [attrs["src"] for _, attrs in tags if "src" in attrs]
     assert len(sources) == 8  # a strip of the video among them
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)

@@ -1,6 +1,6 @@
-"""The figures of a preview's page, as HTML: shares of the mixture, lengths, packs.
+"""The figures of a preview's page: shares of the mixture, lengths, packs.
 
-Enters: the `Survey` of a stage. Leaves: markup for `page.html`, sizes in it as styles, numbers as text too.
+Enters: the `Survey` of a stage. Leaves: the numbers and words that `stage.html` shows.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -17,36 +18,39 @@ from llava_train.costs.flops import sample_cost
 from llava_train.data.packing.order import make_order
 from llava_train.data.packing.packs import PackSizes
 from llava_train.data.preview.measure import Size, Survey
-from llava_train.shared.html import escaped
 
 BINS = 24  # bars of the lengths, at most
 STEPS, PACKS = 2, 40  # whose packs are drawn, at most
 TOKEN_PARTS = {"visual": "visual", "text": "text that is read", "supervised": "text that is learned"}
 
 
-def mixture_table(found: Survey) -> str:
-    """A row per source: its share of an epoch's samples, tokens and supervised tokens, and of those shown."""
+def mixture_rows(found: Survey) -> tuple[list[dict[str, Any]], float]:
+    """A row per source: its share of an epoch's samples, tokens and supervised tokens, and of those measured. Beside
+    them the largest of all shares."""
     weights = found.weights()
-    shares: dict[str, dict[str, tuple[float, float]]] = {}
-    for measure, values in _measures(found.sizes).items():
-        epoch, shown = _by_source(found, values * weights), _by_source(found, values)
-        shares[measure] = {name: (epoch[name], shown[name]) for name in found.draws}
-    widest = max((value for of in shares.values() for pair in of.values() for value in pair), default=0) or 1.0
-    rows = []
-    for name in sorted(found.draws, key=lambda name: -found.draws[name]):
-        cells = "".join(_share(*of[name], widest) for of in shares.values())
-        rows.append(
-            f"<tr><th scope=row>{escaped(name)}<td class=n>{found.draws[name]:,}{cells}"
-            f"<td class=n>{found.measured[name]:,}<td class=n>{found.shown[name]:,}"
-            f'<td class="n{" bad" if found.refused[name] else ""}">{found.refused[name]:,}'
-        )
-    return "".join(rows)
+    shares: list[dict[str, dict[str, float]]] = []
+    for values in _measures(found.sizes):
+        epoch, measured = _by_source(found, values * weights), _by_source(found, values)
+        shares.append({name: {"epoch": epoch[name], "measured": measured[name]} for name in found.draws})
+    widest = max((value for of in shares for pair in of.values() for value in pair.values()), default=0) or 1.0
+    rows = [
+        {
+            "name": name,
+            "draws": found.draws[name],
+            "shares": [of[name] for of in shares],
+            "measured": found.measured[name],
+            "shown": found.shown[name],
+            "refused": found.refused[name],
+        }
+        for name in sorted(found.draws, key=lambda name: -found.draws[name])
+    ]
+    return rows, widest
 
 
-def _measures(sizes: Sequence[Size]) -> dict[str, np.ndarray]:
-    columns = {"samples": [1.0] * len(sizes), "tokens": [size.tokens for size in sizes]}
-    columns["supervised"] = [size.supervised for size in sizes]
-    return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
+def _measures(sizes: Sequence[Size]) -> list[np.ndarray]:
+    """Samples, tokens, supervised tokens: float64 [sizes] each."""
+    columns = ([1.0] * len(sizes), [size.tokens for size in sizes], [size.supervised for size in sizes])
+    return [np.array(values, dtype=np.float64) for values in columns]
 
 
 def _by_source(found: Survey, values: np.ndarray) -> dict[str, float]:
@@ -56,16 +60,8 @@ def _by_source(found: Survey, values: np.ndarray) -> dict[str, float]:
     return {name: float(values[sources == name].sum() / total) for name in found.draws}
 
 
-def _share(epoch: float, measured: float, widest: float) -> str:
-    return (
-        f"<td><span class=share title='{epoch:.1%} of an epoch, {measured:.1%} of what was measured'>"
-        f"<span class=bar><i style=width:{epoch / widest:.2%}></i><b style=left:{measured / widest:.2%}></b></span>"
-        f"{epoch:.1%}</span>"
-    )
-
-
-def lengths(found: Survey) -> str:
-    """A bar per range of lengths, as high as samples of an epoch are in it, divided as their tokens are."""
+def length_bars(found: Survey) -> dict[str, Any]:
+    """A bar per range of lengths, as high as samples of an epoch are in it, divided as their tokens are; a table."""
     tokens = np.array([size.tokens for size in found.sizes])
     width = _bin_width(int(tokens.max()) + 1)
     bins, weights = tokens // width, found.weights()
@@ -75,15 +71,16 @@ def lengths(found: Survey) -> str:
     for i, height in enumerate(heights):
         of_bin = {name: float((values * weights)[bins == i].sum()) for name, values in parts.items()}
         total = sum(of_bin.values()) or 1.0
-        told = ", ".join(f"{value / total:.0%} {TOKEN_PARTS[name]}" for name, value in of_bin.items())
-        stack = "".join(f"<i class={name} style=flex-grow:{value / total:.4f}></i>" for name, value in of_bin.items())
-        shown = f"{max(height / heights.max(), 0.01):.2%}" if height else "0"
-        title = f"{i * width:,} to {(i + 1) * width - 1:,} tokens: {height:,.0f} samples, {told}"
-        tick = f"{i * width:,}" if i % max(len(heights) // 6, 1) == 0 else ""
-        bars.append(f"<li title='{title}'><span style=height:{shown}>{stack}</span><small>{tick}</small>")
-    return (
-        f"<p class=top>{heights.max():,.0f} samples</p><ol class=lengths>{''.join(bars)}</ol>{_table(parts, weights)}"
-    )
+        shares = {name: value / total for name, value in of_bin.items()}
+        words = ", ".join(f"{share:.0%} {TOKEN_PARTS[name]}" for name, share in shares.items())
+        bar = {
+            "title": f"{i * width:,} to {(i + 1) * width - 1:,} tokens: {height:,.0f} samples, {words}",
+            "height": f"{max(height / heights.max(), 0.01):.2%}" if height else "0",
+            "parts": shares,
+            "tick": f"{i * width:,}" if i % max(len(heights) // 6, 1) == 0 else "",
+        }
+        bars.append(bar)
+    return {"most": heights.max(), "bars": bars, "table": _length_rows(parts, weights)}
 
 
 def _parts(sizes: Sequence[Size]) -> dict[str, np.ndarray]:
@@ -93,18 +90,20 @@ def _parts(sizes: Sequence[Size]) -> dict[str, np.ndarray]:
     return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
 
 
-def _table(parts: dict[str, np.ndarray], weights: np.ndarray) -> str:
+def _length_rows(parts: dict[str, np.ndarray], weights: np.ndarray) -> list[dict[str, Any]]:
+    """Of each kind of token and of all: their share, and how many a sample has."""
     total = np.sum(list(parts.values()), axis=0)
-    rows = []
-    for name, values in [*parts.items(), ("all", total)]:
-        median, most = _quantile(values, weights, 0.5), _quantile(values, weights, 0.95)
-        share = (values * weights).sum() / (total * weights).sum()
-        rows.append(
-            f"<tr><th scope=row><i class={name}></i>{TOKEN_PARTS.get(name, 'all tokens')}<td class=n>{share:.2%}"
-            f"<td class=n>{median:,.0f}<td class=n>{most:,.0f}<td class=n>{values.max():,.0f}"
-        )
-    head = "<tr><th>tokens of a sample<th class=n>share<th class=n>median<th class=n>95 %<th class=n>most"
-    return f"<table class=parts>{head}{''.join(rows)}</table>"
+    return [
+        {
+            "name": name,
+            "words": TOKEN_PARTS.get(name, "all tokens"),
+            "share": (values * weights).sum() / (total * weights).sum(),
+            "median": _quantile(values, weights, 0.5),
+            "high": _quantile(values, weights, 0.95),
+            "most": values.max(),
+        }
+        for name, values in [*parts.items(), ("all", total)]
+    ]
 
 
 def _quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
@@ -118,7 +117,7 @@ def _bin_width(longest: int) -> int:
     return next(step * 10**power for power in range(12) for step in (1, 2, 5) if step * 10**power * BINS >= longest)
 
 
-def packs(found: Survey, stage: StageConfig, name: str, dims: ModelDims, seed: int) -> tuple[str, str]:
+def pack_bars(found: Survey, stage: StageConfig, name: str, dims: ModelDims, seed: int) -> dict[str, Any]:
     """The packs of the first steps on one GPU, each a bar of its samples, and what they are, in words."""
     pool, limit = found.pool(seed), stage.pack
     tokens, tiles, supervised = (
@@ -139,28 +138,24 @@ def packs(found: Survey, stage: StageConfig, name: str, dims: ModelDims, seed: i
         for j, pack in enumerate(step, 1)
     ]
     drawn = "as training draws them, before any are held out" if found.is_whole else "of samples drawn by these shares"
-    told = (
+    words = (
         f"{_num(len(bars), 'pack')} of {_num(len(steps), 'step')}, {drawn}; on average {filled:.0%} of the tokens that"
         f" fit and {used:.0%} of the tiles. {f'The first {PACKS}:' if len(bars) > PACKS else ''}"
     )
-    return "".join(bars[:PACKS]), told
+    return {"bars": bars[:PACKS], "words": words}
 
 
 def _num(count: int, name: str) -> str:
     return f"{count:,} {name}{'s' * (count != 1)}"
 
 
-def _pack(name: str, samples: Sequence[Size], limit: PackConfig) -> str:
+def _pack(name: str, samples: Sequence[Size], limit: PackConfig) -> dict[str, Any]:
     tokens, tiles = sum(size.tokens for size in samples), sum(size.tiles for size in samples)
-    scale = max(tokens, limit.max_tokens)
-    bars = "".join(
-        f'<i class={size.kind} style=width:{size.tokens / scale:.3%} title="{escaped(size.name)}: {size.kind}, '
-        f'{size.tokens:,} tokens, {size.tiles} tiles"></i>'
-        for size in samples
-    )
-    return (
-        f"<li><span class=name>{name}</span><span class=pack>{bars}</span>"
-        f"<span class=tiles><i style=width:{min(tiles / limit.max_tiles, 1):.2%}></i></span>"
-        f"<span class=told>{_num(len(samples), 'sample')} · {tokens:,} of {limit.max_tokens:,} tokens"
-        f" ({tokens / limit.max_tokens:.0%}) · {tiles} of {limit.max_tiles} tiles</span>"
-    )
+    return {
+        "name": name,
+        "samples": samples,
+        "scale": max(tokens, limit.max_tokens),
+        "tiles_used": min(tiles / limit.max_tiles, 1),
+        "words": f"{_num(len(samples), 'sample')} · {tokens:,} of {limit.max_tokens:,} tokens"
+        f" ({tokens / limit.max_tokens:.0%}) · {tiles} of {limit.max_tiles} tiles",
+    }

@@ -11,12 +11,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
-from pathlib import PurePath
-from typing import Any, TypedDict
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TypedDict, cast
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment, StrictUndefined
 
 from llava_train.model.hf_folder.usage_lines import (
     adapter_lines,
@@ -25,6 +26,14 @@ from llava_train.model.hf_folder.usage_lines import (
     plain_lines,
     processor_lines,
 )
+
+
+class Table(NamedTuple):
+    """A section of the card; one without rows is left out."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
 
 
 class DataSource(TypedDict, total=False):
@@ -79,41 +88,8 @@ ofl-1.1 openmdw-1.0 openmdw-1.1 openrail openrail++ osl-3.0 other pddl postgresq
 TASK = "image-text-to-text"
 NOT_GIVEN = "not given"
 
-INTERMEDIATE = """
-> This checkpoint is an intermediate of its recipe: it holds keys and weights for the next stage to start from. It was
-> trained on single squashed images without the newline that transformers adds, so do not expect answers from it.
-"""
-
-LOADING_ADAPTER = """## Loading
-
-`.` is this folder, and `{base}` the checkpoint that it was trained on. With transformers 5, peft, torch and pillow:
-
-```python
-{lines}```
-"""
-
-LOADING = """## Loading
-
-`.` is this folder; its name on the hub does as well. With transformers 5, torch and pillow:
-
-```python
-{plain}```
-
-With torchvision, in transformers 4.57 as well:
-
-```python
-{processor}```
-
-The same in one call:
-
-```python
-{pipeline}```
-
-In 4 bits, with transformers 5, accelerate and bitsandbytes; vision tower and projector stay as they are:
-
-```python
-{four_bit}```
-"""
+TEMPLATE = Path(__file__).with_suffix(".md")
+EXAMPLE = {"folder": ".", "image": "a.png", "question": "What is shown?"}
 
 
 def render_card(card: Card, is_intermediate: bool, is_adapter: bool = False) -> str:
@@ -123,42 +99,49 @@ def render_card(card: Card, is_intermediate: bool, is_adapter: bool = False) -> 
     """
     stages = _stages(card)
     start = without_paths(card.get("init", "unnamed weights"))
-    made = card.get("made", "trained by llava_train")
-    metadata = yaml.safe_dump(front_matter(card, is_adapter), sort_keys=False, allow_unicode=True)
-    loading = _loading_adapter(start) if is_adapter else _loading()
-    what = "An adapter for LLaVA-OneVision" if is_adapter else "LLaVA-OneVision"
-    parts = [
-        f"---\n{metadata}---\n",
-        f"# {_cell(_title(card))}\n",
-        f"{what} {made} from {_cell(start)}. It reads text, images and videos.\n",
-        INTERMEDIATE if is_intermediate else "",
+    environment = Environment(keep_trailing_newline=True, trim_blocks=True, undefined=StrictUndefined)  # Markdown
+    environment.filters["cell"] = _cell
+    tables = [
         _weights(card),
         _by_stage("Recipe", "setting", [(stage, stage.get("settings", {})) for stage in stages]),
         *(_data(stage) for stage in stages),
         _by_stage("Figures", "at the end", [(s, _shown_figures(s.get("figures", {}))) for s in stages]),
         *(_evaluation(stage) for stage in stages),
         _by_stage("Versions", "package", [(stage, stage.get("versions", {})) for stage in stages]),
-        _licence_section(card),
-        "" if is_intermediate else loading,
     ]
-    return "\n".join(part for part in parts if part)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        metadata=front_matter(card, is_adapter).to_yaml(),
+        title=_title(card),
+        made=card.get("made", "trained by llava_train"),
+        start=start,
+        tables=[table for table in tables if table.rows],
+        licence=common_licence(card),
+        is_intermediate=is_intermediate,
+        is_adapter=is_adapter,
+        adapter=adapter_lines(start, **EXAMPLE),
+        plain=plain_lines(**EXAMPLE),
+        processor=processor_lines(**EXAMPLE),
+        pipeline=pipeline_lines(**EXAMPLE),
+        four_bit=four_bit_lines(**EXAMPLE),
+    )
 
 
-def front_matter(card: Card, is_adapter: bool = False) -> dict[str, Any]:
+def front_matter(card: Card, is_adapter: bool = False) -> ModelCardData:
     """The hub's metadata; what is not known is left out. `license` stands where all that went in has the same one."""
-    bases = base_models(card)
-    library = "peft" if is_adapter else "transformers"
-    metadata: dict[str, Any] = {"library_name": library, "pipeline_tag": TASK, **common_licence(card)}
-    if bases:
-        metadata |= {"base_model": bases, "base_model_relation": "adapter" if is_adapter else "finetune"}
-    if data := hub_datasets(card):
-        metadata["datasets"] = data
-    metadata["tags"] = ["llava_onevision", "llava_train"]
-    if card.get("evaluation"):
-        results = [_result(task, scores) for task, scores in card["evaluation"].items()]
-        metadata["metrics"] = ["accuracy"]
-        metadata["model-index"] = [{"name": _title(card), "results": results}]
-    return metadata
+    bases, licence = base_models(card), cast(dict[str, Any], common_licence(card))
+    evaluation = card.get("evaluation", {})
+    return ModelCardData(
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=TASK,
+        base_model=bases or None,
+        base_model_relation=("adapter" if is_adapter else "finetune") if bases else None,
+        datasets=hub_datasets(card) or None,
+        tags=["llava_onevision", "llava_train"],
+        metrics=["accuracy"] if evaluation else None,
+        model_name=_title(card) if evaluation else None,
+        eval_results=[_result(task, scores) for task, scores in evaluation.items()] or None,
+        **licence,
+    )
 
 
 def card_record(card: Card) -> dict[str, Any]:
@@ -226,27 +209,28 @@ def _title(stage: StageRecord) -> str:
     return f"{stage.get('recipe', 'llava_train')}, stage {stage.get('stage', 'unnamed')}"
 
 
-def _result(task: str, scores: Mapping[str, float]) -> dict[str, Any]:
+def _result(task: str, scores: Mapping[str, float]) -> EvalResult:
     """A held-out file has no name on the hub: the task's own stands for it."""
-    return {
-        "task": {"type": TASK},
-        "dataset": {"type": task, "name": task},
-        "metrics": [{"type": "accuracy", "value": scores["accuracy"], "name": "exact match"}],
-    }
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=task,
+        dataset_name=task,
+        metric_type="accuracy",
+        metric_value=scores["accuracy"],
+        metric_name="exact match",
+    )
 
 
-def _weights(card: Card) -> str:
-    if not card.get("origins"):
-        return ""
+def _weights(card: Card) -> Table:
     rows = []
-    for part, origin in card["origins"].items():
+    for part, origin in card.get("origins", {}).items():
         trained = [
             f"{stage.get('stage', '')} ({rate})"
             for stage in _stages(card)
             if (rate := stage.get("rates", {}).get(part, "frozen")) != "frozen"
         ]
         rows.append([part, origin["name"], _licence_of(origin), ", ".join(trained) or "never"])
-    return _table("Weights", ["part", "at first from", "licence of that", "trained in (learning rate)"], rows)
+    return Table("Weights", ["part", "at first from", "licence of that", "trained in (learning rate)"], rows)
 
 
 def _licence_of(origin: Origin) -> str:
@@ -254,24 +238,24 @@ def _licence_of(origin: Origin) -> str:
     return "" if licence is None else licence.get("license_name") or licence.get("license") or NOT_GIVEN
 
 
-def _data(stage: StageRecord) -> str:
+def _data(stage: StageRecord) -> Table:
     rows = []
     for name, count in stage.get("data", {}).items():
         source = stage.get("sources", {}).get(name, {})
         known = [source.get(key) for key in ("sampling", "repository", "licence")]
         rows.append([name, f"{count:,}", *(str(text or NOT_GIVEN) for text in known)])
     head = ["source", "samples", "sampling", "repository", "licence as given"]
-    return _table(f"Data of stage {stage.get('stage', 'unnamed')}", head, rows)
+    return Table(f"Data of stage {stage.get('stage', 'unnamed')}", head, rows)
 
 
-def _evaluation(stage: StageRecord) -> str:
+def _evaluation(stage: StageRecord) -> Table:
     scores = stage.get("evaluation", {})
     rows = [
         [task, *(f"{of[key]:.3f}" for key in ("accuracy", "control", "blind")), f"{of['questions']:,.0f}"]
         for task, of in scores.items()
     ]
     head = ["held-out task", "accuracy", "with another sample's media", "best constant answer", "questions"]
-    return _table(f"Evaluation after stage {stage.get('stage', 'unnamed')}", head, rows)
+    return Table(f"Evaluation after stage {stage.get('stage', 'unnamed')}", head, rows)
 
 
 def _shown_figures(figures: Mapping[str, float]) -> dict[str, str]:
@@ -279,47 +263,11 @@ def _shown_figures(figures: Mapping[str, float]) -> dict[str, str]:
     return {name: f"{v:,}" if isinstance(v, int) else f"{v:.4g}" for name, v in known.items()}
 
 
-def _by_stage(title: str, corner: str, columns: list[tuple[StageRecord, Mapping[str, str]]]) -> str:
+def _by_stage(title: str, corner: str, columns: list[tuple[StageRecord, Mapping[str, str]]]) -> Table:
     """One column per stage, one row per name that any of them has."""
     names = _once(name for _, entries in columns for name in entries)
     rows = [[name, *(entries.get(name, "") for _, entries in columns)] for name in names]
-    return _table(title, [corner, *(stage.get("stage", "unnamed") for stage, _ in columns)], rows)
-
-
-def _licence_section(card: Card) -> str:
-    licence = common_licence(card)
-    if licence:
-        told = f"{licence.get('license_name', licence['license'])}: all weights and data that went in are given so."
-    else:
-        told = (
-            "Not set: what went in does not all name one and the same licence (tables above). Whoever publishes this"
-            " checkpoint looks at each and sets `license` at the top of this file."
-        )
-    return f"## Licence\n\n{_cell(told)}\n"
-
-
-def _loading() -> str:
-    example = {"folder": ".", "image": "a.png", "question": "What is shown?"}
-    lines = {
-        "plain": plain_lines,
-        "processor": processor_lines,
-        "pipeline": pipeline_lines,
-        "four_bit": four_bit_lines,
-    }
-    return LOADING.format(**{name: make(**example) for name, make in lines.items()})
-
-
-def _loading_adapter(base: str) -> str:
-    lines = adapter_lines(base, folder=".", image="a.png", question="What is shown?")
-    return LOADING_ADAPTER.format(base=_cell(base), lines=lines)
-
-
-def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, ["---"] * len(head), *rows]
-    shown = [f"| {' | '.join(_cell(text) for text in line)} |" for line in lines]
-    return "\n".join([f"## {_cell(title)}", "", *shown, ""])
+    return Table(title, [corner, *(stage.get("stage", "unnamed") for stage, _ in columns)], rows)
 
 
 def _cell(text: str) -> str:

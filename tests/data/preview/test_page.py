@@ -20,7 +20,7 @@ from llava_train.data.preview import page as preview_page
 from llava_train.family.onevision.geometry import make_geometry
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny
-from llava_train.shared.html import escaped
+from llava_train.shared.html import page_template
 
 TINY = Path(__file__).parents[3] / "data" / "tiny"
 ATTACK = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -220,8 +220,10 @@ def test_packs_drawn_are_those_of_training(init, tmp_path, unit):
     assert len(trained) >= 2
 
 
-def test_text_is_escaped_whatever_it_holds():
-    assert escaped("<a href='x'>&\"\x00\x7f\ud800") == "&lt;a href=&#x27;x&#x27;&gt;&amp;&quot;␀␡?"
+def test_text_is_escaped_whatever_it_holds(tmp_path):
+    (tmp_path / "page.html").write_text("{{ text }}")
+    shown = page_template(tmp_path / "page.html").render(text="<a href='x'>&\"\x00\x7f\ud800")
+    assert shown == "&lt;a href=&#39;x&#39;&gt;&amp;&#34;␀␡?"
 
 
 @needs_browser
