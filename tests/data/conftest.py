@@ -1,21 +1,12 @@
-"""The Qwen2 tokenizer of the golden cases, with `<image>` and `<video>`; the places that media lie in."""
+"""The places that media lie in."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from llava_train.records.media_file import MediaFile, PackedFile
-from llava_train.text.placeholders import prepare_tokenizer
-
-
-@pytest.fixture(scope="session")
-def tokenizer():
-    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "golden" / "qwen2_tokenizer")
-    prepare_tokenizer(tokenizer, 151646, 151647)
-    return tokenizer
 
 
 @pytest.fixture(params=["file", "slice", "memory"])
