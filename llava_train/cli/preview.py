@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TextIO
+from typing import IO, Any
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,7 @@ from llava_train.data.samples.sampled_records import present_sources, unread_of_
 from llava_train.family.onevision.geometry import Geometry
 from llava_train.family.onevision.settings import model_dims, read_model
 from llava_train.shared.errors import ConfigError, Fault
+from llava_train.shared.whole_files import whole_file
 
 
 def run(argv: list[str]) -> int:
@@ -106,7 +107,7 @@ def _previews(
         yield Preview(name, stage, of_stage, encoder, media, config.data, config.run.seed, summary)
 
 
-def _printer(config: Config, output: TextIO, tokenizer: PreTrainedTokenizerBase):
+def _printer(config: Config, output: IO[Any], tokenizer: PreTrainedTokenizerBase):
     if config.preview.format == "jsonl":
         return lambda shown: output.write(json.dumps(sample_record(shown), ensure_ascii=False) + "\n")
     console = Console(file=output, soft_wrap=True)
@@ -122,16 +123,11 @@ def _printer(config: Config, output: TextIO, tokenizer: PreTrainedTokenizerBase)
 
 
 @contextmanager
-def _output(path: str) -> Iterator[TextIO]:
+def _output(path: str) -> Iterator[IO[Any]]:
     """Standard output, or a file that is there whole or not at all."""
     if not path:
         yield sys.stdout
         return
-    beside = Path(f"{path}.part")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            yield file
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(Path(path)) as file:
+        yield file

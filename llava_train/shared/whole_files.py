@@ -7,21 +7,34 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from llava_train.shared.json_files import to_json
 
 PARTIAL = ".partial"
 
 
+@contextmanager
+def whole_file(path: Path, mode: Literal["w", "wb"] = "w", several: bool = False) -> Iterator[IO[Any]]:
+    """A file to write, which is flushed to disk and takes the place of `path` at the end; removed on an error.
+
+    A reader sees the old content or the new, never a part. several: processes may write it at the same time.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}" if several else path.name + PARTIAL)
+    try:
+        with beside.open(mode, encoding="utf-8" if mode == "w" else None) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Writes a small file so that a reader sees the old text or the new, never a part."""
-    beside = path.with_name(path.name + PARTIAL)
-    with beside.open("w", encoding="utf-8") as file:
+    """As `whole_file`."""
+    with whole_file(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:

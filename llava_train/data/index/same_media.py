@@ -26,6 +26,7 @@ from llava_train.data.index.source_index import PICTURES, REFUSED, Index
 from llava_train.data.media.video import folder_frames
 from llava_train.data.samples.held_out import Pictures, unhashed
 from llava_train.records.media_file import MediaFile, PackedFile, open_medium
+from llava_train.shared.whole_files import whole_file
 
 BYTES = 2**20  # read at a time
 BLOCK = 4096  # records that threads are given at a time
@@ -107,10 +108,8 @@ def _with_bar(records: list[int], title: str) -> Iterable[int]:
 
 
 def _write(index: Index, pictures: Pictures) -> None:
-    beside = index.folder / f"{PICTURES}.{os.getpid()}.part"
-    with beside.open("wb") as file:
+    with whole_file(index.folder / PICTURES, "wb", several=True) as file:
         np.savez(file, allow_pickle=False, rows=index.stamp(), **pictures.stored())
-    beside.replace(index.folder / PICTURES)
 
 
 def _resolved(file: Path) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from llava_train.data.packing.packs import Budget, PackSizes, whole
+from llava_train.shared.whole_files import whole_file
 
 FORMAT = 1  # of the file and of the way that packs are formed; a change of either makes old plans unread
 TARGET = 0.99  # of the budget of its packs that the samples of a block ask for, so that nearly all find room
@@ -54,12 +54,8 @@ def load_plan(
     path = folder / f"plan-{content.hexdigest()[:16]}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.part")
-        with beside.open("wb") as file:
+        with whole_file(path, "wb", several=True) as file:
             np.savez(file, **vars(plan_epoch(sizes, budget, window, key, least)))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
     with np.load(path) as arrays:
         return EpochPlan(**arrays)
 
