@@ -128,10 +128,14 @@ def start_content(start: str) -> str:
     return content.hexdigest()[:16] if files else ""
 
 
-def with_defaults(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """`saved` with each setting of `now` that it lacks at its documented default: the setting is newer than the run."""
-    newer = {key: _documented_default(key, saved) for key in now if key not in saved}
-    return saved | {key: value for key, value in newer.items() if value is not MISSING}
+def with_defaults(saved: dict[str, Any], now: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """`saved` with each setting of `now` that it lacks.
+
+    known: all settings of the checkpoint. One that it has counts as there; one that it lacks is newer than the run, and
+    counts as its documented default.
+    """
+    missing = {key: known.get(key, _documented_default(key, known)) for key in now if key not in saved}
+    return saved | {key: value for key, value in missing.items() if value is not MISSING}
 
 
 def _documented_default(key: str, saved: dict[str, Any]) -> Any:

@@ -193,11 +193,15 @@ def test_what_is_held_out_binds_and_how_often_it_is_measured_does_not():
 )
 def test_a_setting_that_is_newer_than_the_checkpoint_counts_as_its_default(key, default):
     saved = {"stages.s.lora.language_model.rank": 8, "other": 1}
-    assert with_defaults(saved, {key: "now"}) == saved | {key: default}
-    assert changed_settings(with_defaults(saved, {**saved, key: default}), {**saved, key: default}) == []
-    assert changed_settings(with_defaults(saved, {**saved, key: "now"}), {**saved, key: "now"}) == [
-        f"{key}: {default} -> now"
-    ]
+    assert with_defaults(saved, {key: "now"}, saved) == saved | {key: default}
+    for value, lines in ((default, []), ("now", [f"{key}: {default} -> now"])):
+        now = saved | {key: value}
+        assert changed_settings(with_defaults(saved, now, saved), now) == lines
+
+
+def test_a_setting_that_counts_otherwise_now_has_the_value_of_the_checkpoint():
+    key = "stages.s.pack.window"
+    assert with_defaults({}, {key: 512}, {key: 256}) == {key: 256}
 
 
 @pytest.mark.parametrize(
@@ -205,5 +209,5 @@ def test_a_setting_that_is_newer_than_the_checkpoint_counts_as_its_default(key, 
 )
 def test_what_has_no_default_is_not_set(key):
     saved = {"stages.s.lora.language_model.rank": 8}
-    assert with_defaults(saved, {key: 1}) == saved
-    assert changed_settings(with_defaults(saved, saved | {key: 1}), saved | {key: 1}) == [f"{key}: not set -> 1"]
+    assert with_defaults(saved, {key: 1}, saved) == saved
+    assert changed_settings(with_defaults(saved, saved | {key: 1}, saved), saved | {key: 1}) == [f"{key}: not set -> 1"]

@@ -128,7 +128,8 @@ def _compare_settings(config: Config, stage: Stage, meta: dict[str, Any], ranks:
     if saved is None:
         return
     then, now = _with_places(saved["fingerprint"], config.run.dir), meta["fingerprint"]
-    fixed, free = (changed_settings(with_defaults(then[kind], now[kind]), now[kind]) for kind in ("fixed", "free"))
+    known = then["fixed"] | then["free"]
+    fixed, free = (changed_settings(with_defaults(then[k], now[k], known), now[k]) for k in ("fixed", "free"))
     moved, other = _compare_places(then["places"], now["places"], saved.get("starts", {}), meta["starts"])
     changed = ranks.first(_changed_data(config, stage, saved) if ranks.is_first and stage.is_finished else [])
     elsewhere = any(line.startswith(DATA_PLACES) for line in moved)  # another file, and not of the same records
