@@ -1,1 +1,1 @@
-"""One package per model family: its geometry, features, template and processor, each used by both data and model."""
+"""One package per model family: its geometry, features, processor and faults, each used by both data and model."""

@@ -40,7 +40,7 @@ from llava_train.train.checkpoint.writer import Saver
 from llava_train.train.engine.engine import Engine
 from llava_train.train.export.card import start_record
 from llava_train.train.export.export import export_adapter, export_checkpoint, report_table
-from llava_train.train.held_out import held_out_loss, is_spent, lowest
+from llava_train.train.held_out_loss import held_out_loss, is_spent, lowest
 from llava_train.train.recomputing import choose_layers, set_layers
 from llava_train.train.report.metrics import Metrics
 from llava_train.train.run.pack_too_large import Fit, PackTooLarge, read_lowered

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from llava_train.model.files.names import older_module, older_name
+from llava_train.model.files.tensor_names import older_module, older_name
 from llava_train.model.hf_folder.weights import expected_specs
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny_config, tiny_model
 from llava_train.train.export.export import export_checkpoint

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from llava_train.config.schema import GenerateModel
 from llava_train.data.samples.sample import Sample, Turn
 from llava_train.evaluate.answerer import Answerer, TextStreamer
-from llava_train.model.files.names import export_name
+from llava_train.model.files.tensor_names import export_name
 from llava_train.model.loading.load_model import load_checkpoint
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny_config, tiny_model
 from llava_train.shared.errors import ConfigError, DataError

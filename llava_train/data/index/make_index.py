@@ -44,9 +44,9 @@ from llava_train.data.index.source_index import (
 )
 from llava_train.data.media.sample_media import MediaReader, MediumSize
 from llava_train.data.samples.encode import Encoder, MeasuredText
-from llava_train.data.samples.notes import note_of
 from llava_train.data.samples.parse import MediaRoots, to_answered
 from llava_train.data.samples.sample import Sample
+from llava_train.data.samples.sample_notes import note_of
 from llava_train.records.identity import digest
 from llava_train.records.media_file import PackedFile
 from llava_train.records.readers.open import Raw, RecordSource, record_of

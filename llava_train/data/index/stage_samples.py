@@ -21,9 +21,9 @@ from llava_train.data.media.sample_media import MediaReader, MediumSize
 from llava_train.data.packing.packs import SampleSizes
 from llava_train.data.samples.encode import TOO_LONG
 from llava_train.data.samples.held_out import same_content
-from llava_train.data.samples.notes import NAMED, NOTES, note_line
 from llava_train.data.samples.parse import record_name
 from llava_train.data.samples.sample import Sample
+from llava_train.data.samples.sample_notes import NAMED, NOTES, note_line
 from llava_train.records.readers.open import record_of
 from llava_train.shared.errors import DataError, counted
 

@@ -21,9 +21,9 @@ from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.data.media.sample_media import MediaReader
 from llava_train.data.samples.encode import EncodedSample, Encoder
-from llava_train.data.samples.notes import NAMED, note_line, note_of
 from llava_train.data.samples.parse import MediaRoots, media_roots, record_id, to_answered
 from llava_train.data.samples.sample import Sample
+from llava_train.data.samples.sample_notes import NAMED, note_line, note_of
 from llava_train.data.samples.sampled_records import sampled_records
 from llava_train.shared.errors import DataError
 from llava_train.text.base import Template

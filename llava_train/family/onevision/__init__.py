@@ -1,1 +1,1 @@
-"""What is special to LLaVA-OneVision, in one place: geometry, features, text rules, tokens, processor files."""
+"""What is special to LLaVA-OneVision, in one place: geometry, features, settings, starts, processor files."""

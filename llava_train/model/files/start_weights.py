@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from llava_train.model.files.names import OLDER_MODULES, older_name
 from llava_train.model.files.stored_tensors import StoredTensors
+from llava_train.model.files.tensor_names import OLDER_MODULES, older_name
 
 
 class StartWeights:

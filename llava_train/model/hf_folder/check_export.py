@@ -33,8 +33,8 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from llava_train.model.files.names import older_module, older_name
 from llava_train.model.files.tensor_files import ALIGNMENT, DTYPES, Spec, bytes_of
+from llava_train.model.files.tensor_names import older_module, older_name
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 from llava_train.model.hf_folder.weights import INDEX_FILE, WEIGHTS_FILE, expected_specs
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from llava_train.model.files.names import export_name
 from llava_train.model.files.tensor_files import Spec, bytes_of, write_tensors
+from llava_train.model.files.tensor_names import export_name
 from llava_train.shared.json_files import write_json_file
 
 MAX_SHARD_BYTES = 5_000_000_000

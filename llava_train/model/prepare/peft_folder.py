@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from llava_train.config.rules.adapter import INITS
-from llava_train.model.files.names import export_name, older_module
 from llava_train.model.files.start_weights import module_name
 from llava_train.model.files.stored_tensors import StoredTensors
+from llava_train.model.files.tensor_names import export_name, older_module
 from llava_train.shared.errors import ConfigError, shortened
 from llava_train.start_folder.files import read_object
 from llava_train.start_folder.find import ADAPTER_CONFIG, ADAPTER_FILES

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_train.config.schema import VideoConfig
-from llava_train.model.files.names import export_name
+from llava_train.model.files.tensor_names import export_name
 from llava_train.model.hf_folder import check_export, weights
 from llava_train.model.hf_folder.folder import write_support
 from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry

@@ -21,7 +21,7 @@ from llava_train.cli.main import main
 from llava_train.config.schema import GenerateModel, VideoConfig
 from llava_train.data.samples.sample import Sample, Turn
 from llava_train.evaluate.answerer import Answerer
-from llava_train.model.files.names import export_name
+from llava_train.model.files.tensor_names import export_name
 from llava_train.model.hf_folder import weights
 from llava_train.model.hf_folder.folder import write_checkpoint
 from llava_train.model.hf_folder.preparation import PREPARATION_FILE, Preparation, checkpoint_geometry, read_preparation

@@ -12,7 +12,7 @@ from stage_folders import STEP, write_slices, write_stage
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from llava_train.cli.main import main
-from llava_train.model.files.names import export_name
+from llava_train.model.files.tensor_names import export_name
 from llava_train.model.hf_folder import check_export, weights
 from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config, tiny_model
 from llava_train.ranks.process_group import Ranks

@@ -8,7 +8,7 @@ import pytest
 from runs import TINY, metrics
 
 from llava_train.train.checkpoint.on_disk import best_of, read_state
-from llava_train.train.held_out import is_spent, lowest
+from llava_train.train.held_out_loss import is_spent, lowest
 
 RISING = "stages.onevision.learning_rate.language_model=0.05 stages.onevision.schedule.kind=constant"
 BEST = "stages.onevision.checkpoint.best=held_out_loss stages.onevision.checkpoint.every=0"
