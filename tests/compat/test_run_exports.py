@@ -11,15 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from stage_folders import STEP, write_stage
 from transformers import AutoTokenizer, LlamaConfig, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from llava_train.model.files.tensor_names import older_module, older_name
 from llava_train.model.hf_folder.weights import expected_specs
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny_config, tiny_model
 from llava_train.train.export.export import export_checkpoint
-
-sys.path.append(str(Path(__file__).parents[1] / "train"))
-from stage_folders import STEP, write_stage
 
 ADDED = ("<|extra_0|>", "<|extra_1|>")
 TEXT = f"<|im_start|>user\n<image>\nIt's 12 degrees{ADDED[0]}.<|im_end|>\n{ADDED[1]}"

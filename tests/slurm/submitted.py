@@ -88,9 +88,12 @@ class Job:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGCONT)
 
-    def bring_limit_near(self) -> None:
-        """Its time limit is a minute away until it has heard of it; what is requeued has time again."""
-        self.cluster.run("scontrol", "update", f"JobId={self.id}", "EndTime=now+60")
+    def bring_limit_near(self, seconds: int) -> None:
+        """Its time limit is so near until it has heard of it; what is requeued has time again.
+
+        SLURM looks every 30 seconds, so the signal comes up to 30 seconds late.
+        """
+        self.cluster.run("scontrol", "update", f"JobId={self.id}", f"EndTime=now+{seconds}")
         self.wait(lambda: "SIGUSR1" in self.out())
         self.cluster.run("scontrol", "update", f"JobId={self.id}", "TimeLimit=60")
 

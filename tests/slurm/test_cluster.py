@@ -25,7 +25,7 @@ with Cluster() as cluster:
 @pytest.mark.skipif(bool(missing()), reason=missing())
 def test_a_killed_test_run_leaves_no_process_and_no_file():
     here = Path(__file__).parent
-    command = [sys.executable, "-c", _WORKER, str(here), str(here.parent / "train")]
+    command = [sys.executable, "-c", _WORKER, str(here), str(here.parent / "helpers")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         folder = Path(process.stdout.readline().strip())
         process.kill()

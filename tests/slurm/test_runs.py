@@ -66,9 +66,9 @@ def test_taken_without_grace_it_goes_on_from_the_last_checkpoint(cluster, tmp_pa
 
 
 def test_time_limit(cluster, tmp_path, unbroken):
-    job = Job(cluster, tmp_path / "run", RARELY, options=("--nodes=2", "--signal=B:USR1@50"))
+    job = Job(cluster, tmp_path / "run", RARELY, options=("--nodes=2", "--signal=B:USR1@170"))
     with job.held(3):
-        job.bring_limit_near()
+        job.bring_limit_near(180)
     goes_on(job, unbroken, "stopped")
     assert job.segments()[0]["reason"] == "stopped and saved, after SIGUSR1"
 
@@ -76,7 +76,7 @@ def test_time_limit(cluster, tmp_path, unbroken):
 def test_time_limit_that_leaves_no_time_to_save(cluster, tmp_path, unbroken):
     job = Job(cluster, tmp_path / "run", options=("--nodes=2", "--signal=B:USR1@50"))
     with job.held(3):
-        job.bring_limit_near()
+        job.bring_limit_near(60)
         job.wait(lambda: job.outcomes() != ["running"])
     goes_on(job, unbroken, "stopped")
     assert job.segments()[0]["reason"] == "too little time to save, after SIGUSR1"
