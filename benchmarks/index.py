@@ -61,7 +61,7 @@ def stage_parts(folder: Path):
     from llava_train.data.loading.stage_data import make_encoder
     from llava_train.data.media.sample_media import make_media_reader
     from llava_train.data.samples.parse import MediaRoots
-    from llava_train.family.onevision.geometry import Geometry
+    from llava_train.family.onevision.geometry import OneVisionGeometry
     from llava_train.records.readers.open import open_source
     from llava_train.text.placeholders import prepare_tokenizer
 
@@ -71,7 +71,7 @@ def stage_parts(folder: Path):
     prepare_tokenizer(tokenizer, 151646, 151647)
     grid = tuple((rows, columns) for rows, columns in stage.image.grid)
     media = make_media_reader(
-        config.data, stage.video, Geometry(384, 14, stage.image.mode, grid, stage.image.max_tiles)
+        config.data, stage.video, OneVisionGeometry(384, 14, stage.image.mode, grid, stage.image.max_tiles)
     )
     reading = Reading(make_encoder(tokenizer, stage, name), media, MediaRoots(folder, sizes=True))
     return config, stage, open_source(folder / "records.jsonl", "benchmark"), reading

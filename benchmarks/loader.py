@@ -25,16 +25,16 @@ from rich.table import Table
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from llava_train.config.schema import VideoConfig
-from llava_train.data.media.image import open_image, to_tiles
+from llava_train.data.media.image import open_image
 from llava_train.data.media.video import VideoReader
 from llava_train.data.media.video_process import sample_indices
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.geometry import OneVisionGeometry
 
 IMAGES = [(336, 336), (427, 640), (480, 640), (640, 480), (600, 800), (768, 1024), (1000, 700), (1080, 1920)]
 VIDEOS = [(240, 320, 10), (360, 640, 10), (240, 320, 300)]  # height, width, seconds
 RATE, MAX_FRAMES = 25, 32
 GRID = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
-GEOMETRY = Geometry(384, 14, "anyres", GRID, 9)
+GEOMETRY = OneVisionGeometry(384, 14, "anyres", GRID, 9)
 NO_LIMIT = 10**9
 Reader = Callable[[Path], object]
 
@@ -97,7 +97,10 @@ def images(folder: Path, rounds: int) -> None:
 
     def ours(file: Path) -> np.ndarray:
         image = open_image(file, NO_LIMIT)
-        return to_tiles(image, GEOMETRY.image(image.height, image.width), GEOMETRY)
+        layout = GEOMETRY.image(image.height, image.width)
+        tiles = np.empty((layout.num_tiles, 3, GEOMETRY.tile_size, GEOMETRY.tile_size), np.uint8)
+        GEOMETRY.cut(image, layout, tiles)
+        return tiles
 
     def theirs(file: Path) -> np.ndarray:
         return processor(Image.open(file).convert("RGB"), return_tensors="np")["pixel_values"][0]

@@ -38,8 +38,8 @@ from rich.table import Table
 from llava_train.config.load import load
 from llava_train.data.index.make_index import index_folder
 from llava_train.data.loading.stage_data import build_data
-from llava_train.family.onevision.geometry import make_geometry
-from llava_train.family.onevision.settings import model_dims, read_model
+from llava_train.family.onevision.family import OneVision
+from llava_train.model.start.read_model import model_dims, read_model
 
 HERE = Path(__file__).resolve().parent
 PEERS = {"trl": ["trl==1.16.0"], "ms-swift": ["ms-swift==4.6.0", "pillow"]}
@@ -143,7 +143,8 @@ def write_steps(words: list[str], folder: Path, num_steps: int) -> None:
     """steps.pt: the samples of each step, as our data layer draws and encodes them."""
     config = load(words)
     stage, dims = config.stages["bench"], model_dims(config.model)
-    geometry, (_, tokenizer) = make_geometry(dims.tile_size, dims.patch_size, stage.image), read_model(config.model)
+    geometry = OneVision().geometry(dims.tile_size, dims.patch_size, stage.image)
+    _, tokenizer = read_model(config.model)
     what = (config.data, stage, "bench", tokenizer, geometry, dims, config.run.seed, 0, 1, index_folder(config))
     steps = []
     for item in build_data(*what).step_batches(0, num_steps):

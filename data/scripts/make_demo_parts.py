@@ -38,7 +38,7 @@ from llava_train.config.schema import ImageConfig
 from llava_train.data.loading.collate import collate
 from llava_train.data.samples.encode import EncodedSample, Encoder, text_tokenizer
 from llava_train.data.samples.parse import MediaRoots, to_sample
-from llava_train.family.onevision.geometry import make_geometry
+from llava_train.family.onevision.family import OneVision
 from llava_train.model.forward.attention import PACKED, Documents, register
 from llava_train.model.forward.loss import make_loss
 from llava_train.text.named_templates import make_template
@@ -216,7 +216,7 @@ def train_language_model(data: Path, out: Path, rng: random.Random) -> None:
     model = Qwen2ForCausalLM(config)
     register()
     model.set_attn_implementation(PACKED)
-    geometry = make_geometry(TILE, PATCH, ImageConfig("square", [], 1))
+    geometry = OneVision().geometry(TILE, PATCH, ImageConfig("square", [], 1))
     documents = text_documents(data, tokenizer, rng)
     nothing = np.zeros((0, 3, TILE, TILE), np.uint8)
 
@@ -225,7 +225,7 @@ def train_language_model(data: Path, out: Path, rng: random.Random) -> None:
             order = rng.sample(documents, len(documents))
             for start in range(0, len(order) - TEXT_BATCH + 1, TEXT_BATCH):
                 batch = sorted(order[start : start + TEXT_BATCH], key=lambda document: len(document.input_ids))
-                yield collate(batch, [nothing] * len(batch), geometry)
+                yield collate(batch, [nothing] * len(batch), geometry.tile_size)
 
     batches, loss = packs(), make_loss(model.lm_head)
 

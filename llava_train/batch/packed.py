@@ -1,6 +1,6 @@
 """`PackedBatch`: several samples ("documents") laid end to end in one row, the unit that goes through the model.
 
-Enters: what `data.collate` lays out. Leaves: what `model.onevision` computes on. Worked case, a 3-token and a 2-token
+Enters: what `data.collate` lays out. Leaves: what `model.forward` computes on. Worked case, a 3-token and a 2-token
 document: `input_ids = [a b c d e]`, `position_ids = [0 1 2 0 1]`, `cu_seqlens = [0 3 5]`, `labels = [-100 b c -100 e]`,
 `supervised = [1 2 4]`.
 """
@@ -8,29 +8,13 @@ document: `input_ids = [a b c d e]`, `position_ids = [0 1 2 0 1]`, `cu_seqlens =
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from llava_train.family.base import VisualLayout
+
 IGNORE_INDEX = -100
-
-VisualKind = Literal["square", "anyres", "padded", "video"]
-
-
-@dataclass(frozen=True)
-class VisualLayout:
-    """How one image or video becomes tiles for the vision tower and tokens for the language model.
-
-    Made only by the family's `Geometry`, from sizes alone; data expands placeholders by `num_tokens`, the model packs
-    features by the rest.
-    """
-
-    kind: VisualKind
-    height: int  # of the original, in pixels
-    width: int
-    grid: tuple[int, int]  # anyres: canvas in tiles (rows, columns); padded, square: (1, 1); video: (frames, 1)
-    num_tiles: int  # images that pass the vision tower: anyres rows*columns + 1 (overview first), video one per frame
-    num_tokens: int
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from llava_train.config.rules.adapter import how_trained
 from llava_train.config.rules.files import StageRecords, check_files
 from llava_train.config.schema import Config, StageConfig
 from llava_train.data.samples.sampled_records import present_sources, unread_of_sources
-from llava_train.family.onevision.start import model_faults
+from llava_train.model.start.start_faults import model_faults
 from llava_train.shared.errors import ConfigError
 
 

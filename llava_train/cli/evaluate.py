@@ -5,7 +5,7 @@ from __future__ import annotations
 from llava_train.config.load import load_verb
 from llava_train.config.rules.evaluate import evaluated_sources
 from llava_train.config.schema import EvaluateConfig
-from llava_train.family.onevision.start import open_start
+from llava_train.model.start.start_faults import open_start
 
 
 def run(argv: list[str]) -> int:

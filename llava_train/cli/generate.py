@@ -17,7 +17,7 @@ from llava_train.config.schema import GenerateConfig
 from llava_train.data.samples.prompts import prompt_sample, read_prompts
 from llava_train.evaluate.answer_file import AnswerFile
 from llava_train.evaluate.answerer import DECODE_TIMEOUT, MAX_PIXELS, Answerer
-from llava_train.family.onevision.start import open_start
+from llava_train.model.start.start_faults import open_start
 from llava_train.start_folder.find import stamps
 
 

@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 
-from llava_train.config.shipped_files import headline, shipped_recipes
+from llava_train.config.shipped_files import headline, shipped_models, shipped_recipes
 from llava_train.config.typed import nearest
 from llava_train.ranks.launcher import take_local_rank
 from llava_train.ranks.signals import EXIT_CODE, LOST, Stopped
@@ -42,7 +42,7 @@ recipes
 
 examples
   python -m llava_train +recipe=tiny
-  python -m llava_train check +recipe=ov_stage model=onevision_0_5b
+  python -m llava_train check +recipe=ov_stage model={size}
   torchrun --nproc_per_node 8 -m llava_train +recipe=ov_stage data.root=DIR
   python -m llava_train generate model.init=DIR 'prompt=What is shown?' 'images=[a.png,b.png]'
   python -m llava_train generate model.init=DIR file=PROMPTS.jsonl out=ANSWERS.jsonl adapter=DIR
@@ -59,7 +59,7 @@ settings: KEY=VALUE sets, +KEY=VALUE adds an entry to a mapping by name, ~KEY re
 exit codes: 0 done; 2 for what you can mend; 75 stopped by SIGTERM, SIGUSR1 or SIGINT with everything saved: the same
 command continues; 69 another rank is gone, 70 no step in time: it continues from the last whole checkpoint; 128+N ended
 at once by a second signal N.
-sizes: model=onevision_0_5b | onevision_7b | onevision_72b. What each key means: llava_train/config/schema.py."""
+sizes: model={sizes}. What each key means: llava_train/config/schema.py."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -138,7 +138,8 @@ def pick_verb(words: list[str]) -> tuple[str, list[str]]:
 
 def help_text() -> str:
     recipes = {name: headline(path) for name, path in shipped_recipes().items()}
-    return _HELP.format(verbs=_table(VERBS), recipes=_table(recipes))
+    sizes = list(shipped_models())
+    return _HELP.format(verbs=_table(VERBS), recipes=_table(recipes), size=sizes[0], sizes=" | ".join(sizes))
 
 
 def _table(rows: dict[str, str]) -> str:

@@ -16,7 +16,7 @@ from llava_train.costs.dims import ModelDims
 from llava_train.data.index.make_index import index_folder
 from llava_train.data.loading.stage_data import build_data
 from llava_train.data.packing.order import ranks_fault
-from llava_train.family.onevision.settings import model_dims, read_model
+from llava_train.model.start.read_model import model_dims, model_family, read_model
 from llava_train.plan.balance import Draws, plan_stage, simulated
 from llava_train.plan.tables import print_plan
 from llava_train.shared.errors import ConfigError
@@ -51,7 +51,8 @@ def _draws(config: Config, name: str, dims: ModelDims) -> Draws:
     from llava_train.model.hf_folder.preparation import stage_geometries
 
     stage = config.stages[name]
-    geometry = stage_geometries(config.stages, config.model.init, dims.tile_size, dims.patch_size)[name]
+    family = model_family(config.model)
+    geometry = stage_geometries(config.stages, config.model.init, family, dims.tile_size, dims.patch_size)[name]
     if config.plan.simulate:
         return simulated(config.plan.simulate, geometry, stage)
     _, tokenizer = read_model(config.model)

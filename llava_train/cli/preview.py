@@ -25,8 +25,8 @@ from llava_train.data.preview.measure import survey
 from llava_train.data.preview.page import PreviewPage
 from llava_train.data.preview.samples import Preview, Shown, Summary, sample_record, sample_text
 from llava_train.data.samples.sampled_records import present_sources, unread_of_sources
-from llava_train.family.onevision.geometry import Geometry
-from llava_train.family.onevision.settings import model_dims, read_model
+from llava_train.family.base import Geometry
+from llava_train.model.start.read_model import model_dims, model_family, read_model
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.shared.whole_files import whole_file
 
@@ -89,7 +89,8 @@ def _read_model(config: Config) -> tuple[dict[str, Geometry], ModelDims, PreTrai
     with TemporaryDirectory() as folder:
         model = resolve_init(config.model, Path(folder))
         settings, tokenizer = read_model(model)
-        geometries = stage_geometries(config.stages, model.init, settings.tile_size, settings.patch_size)
+        family = model_family(model)
+        geometries = stage_geometries(config.stages, model.init, family, settings.tile_size, settings.patch_size)
         return geometries, model_dims(model), tokenizer
 
 

@@ -32,7 +32,7 @@ class ModelConfig:
     A non-empty `init` wins over the parts, so that `model.init=DIR` on the command line replaces a recipe's start.
     """
 
-    init: Pathname  # folder or hub name of a Hugging Face LlavaOnevision checkpoint; "" = start from the parts
+    init: Pathname  # folder or hub name of a Hugging Face checkpoint; "" = start from the parts
     language_model: Pathname  # folder or hub name; "" where init is set
     vision_tower: Pathname
     attention: Literal["auto", "flash_attn", "varlen", "sdpa"]
@@ -257,7 +257,7 @@ class Config:
 
 @dataclass
 class GenerateModel:
-    init: Pathname  # folder or hub name of a Hugging Face LlavaOnevision checkpoint
+    init: Pathname  # folder or hub name of a Hugging Face checkpoint
 
 
 @dataclass

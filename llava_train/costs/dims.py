@@ -63,17 +63,26 @@ def num_adapter(dims: ModelDims, part: str, rank: int) -> int:
 
 
 def read_dims(config: PretrainedConfig) -> ModelDims:
-    """The dimensions in a LlavaOnevision configuration, of which no weights need be there."""
+    """The dimensions in the config of a checkpoint, of which no weights need be there."""
     return join_dims(config.text_config, config.vision_config, config.vision_feature_layer)
+
+
+def num_tower_layers(config: PretrainedConfig) -> int:
+    """How many layers of the tower run up to the hidden state `vision_feature_layer`."""
+    return layers_up_to(config.vision_feature_layer, config.vision_config.num_hidden_layers)
+
+
+def layers_up_to(feature_layer: int, num_layers: int) -> int:
+    """Of a tower's layers, how many run. feature_layer: index of a hidden state; -1 = after the last, 0 = none."""
+    return feature_layer if feature_layer >= 0 else num_layers + 1 + feature_layer
 
 
 def join_dims(text: PretrainedConfig, tower: PretrainedConfig, feature_layer: int = -1) -> ModelDims:
     """Those of a language model and a tower. feature_layer: whose hidden state is taken, -1 = after the last."""
-    layers = tower.num_hidden_layers
     return ModelDims(
         tower_hidden=tower.hidden_size,
         tower_intermediate=tower.intermediate_size,
-        tower_layers=feature_layer if feature_layer >= 0 else layers + 1 + feature_layer,
+        tower_layers=layers_up_to(feature_layer, tower.num_hidden_layers),
         tile_size=tower.image_size,
         patch_size=tower.patch_size,
         hidden=text.hidden_size,

@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from llava_train.batch.packed import PackedBatch, VisualLayout
+from llava_train.batch.packed import PackedBatch
 from llava_train.config.rules.generate import SAMPLING
 from llava_train.config.schema import GenerateModel, Precision
 from llava_train.data.loading.collate import collate
@@ -23,6 +23,7 @@ from llava_train.data.media.sample_media import Limits, MediaReader
 from llava_train.data.media.video import VideoReader
 from llava_train.data.samples.encode import EncodedSample, Encoder
 from llava_train.data.samples.sample import Sample
+from llava_train.family.base import VisualLayout
 from llava_train.model.forward.generate import generate
 from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.preparation import read_preparation
@@ -40,7 +41,7 @@ Batch = tuple[PackedBatch | None, list[DataError | None]]  # None: no sample of 
 
 
 class Answerer:
-    """The LlavaOnevision checkpoint `init`, with an adapter or without, ready to answer.
+    """The checkpoint `init`, with an adapter or without, ready to answer.
 
     It is asked as it was trained, or as its adapter was: template, grid of its images, frames, end tokens. What the
     projector stage made (template plain) is asked in ChatML: its language model knows no other way to be asked.
@@ -175,7 +176,7 @@ class Answerer:
                 continue
             encoded.append(one)
             errors.append(None)
-        return collate(encoded, tiles, self._forward.geometry) if encoded else None, errors
+        return collate(encoded, tiles, self._forward.geometry.tile_size) if encoded else None, errors
 
 
 class TextStreamer:

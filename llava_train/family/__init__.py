@@ -1,1 +1,1 @@
-"""One package per model family: its geometry, features, processor and faults, each used by both data and model."""
+"""What differs from one model family to the next. Other rooms import `base` and `registry` alone."""

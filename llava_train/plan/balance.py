@@ -18,7 +18,7 @@ from llava_train.costs.flops import SampleCost, needed_cost, sample_cost
 from llava_train.costs.memory import recomputed_layers
 from llava_train.data.packing.order import Order, make_order
 from llava_train.data.packing.packs import PackSizes, SampleSizes
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import Geometry
 from llava_train.plan.simulation import SAMPLE_SHAPES, simulate
 
 COMPARED = (8, 64, 128, 512)  # ranks, beside those asked for

@@ -17,7 +17,7 @@ import numpy as np
 
 from llava_train.config.schema import VideoConfig
 from llava_train.data.packing.packs import SampleSizes
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import Geometry, MediumShape, MediumShapes
 
 SEED = 2408_03326
 SYSTEM_TOKENS = 11  # of the chat template before the first turn
@@ -117,12 +117,15 @@ def _media(
         longer = np.clip(kind.side.draw(rng, count), LEAST_SIDE, MOST_SIDE)
         aspect = kind.aspect.draw(rng, count)
         heights, widths = longer / np.maximum(aspect, 1), longer * np.minimum(aspect, 1)
-        return geometry.image_arrays(*(np.maximum(sides, 1).astype(np.int32) for sides in (heights, widths)))
+        tall, wide = (np.maximum(sides, 1).astype(np.int32) for sides in (heights, widths))
+        shapes = MediumShapes(np.zeros(count, bool), tall, wide, np.ones(count, np.int32))
+        return geometry.counts(np.arange(count), shapes)
     if kind.images:
         images = 1 + rng.geometric(1 / (kind.images - 1), count)
-        each = geometry.images([(1, 1), (1, 1)])[0]
+        each = geometry.layouts([MediumShape("image", 1, 1)] * 2)[0]
         return images * each.num_tiles, images * each.num_tokens
     if kind.seconds:
         frames = np.clip(kind.seconds.draw(rng, count) * video.fps, 1, video.max_frames).astype(np.int32)
-        return frames, frames * geometry.pooled_side**2 + 1
+        ones = np.ones(count, np.int32)
+        return geometry.counts(np.arange(count), MediumShapes(ones.astype(bool), ones, ones, frames))
     return np.zeros(count, np.int32), np.zeros(count, np.int32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,7 +10,8 @@ from llava_train.config.schema import Config
 from llava_train.costs.dims import read_dims
 from llava_train.data.index.make_index import index_folder
 from llava_train.data.loading import stage_data as data_build
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import Geometry
+from llava_train.family.registry import family_of
 from llava_train.model.forward.attention import choose_kernel
 from llava_train.model.hf_folder.preparation import stage_geometries
 from llava_train.model.loading.lazy_weights import load_unread
@@ -62,6 +62,7 @@ def build_trainer(
 
 
 def _geometry(model: LoadedModel, stage: Stage) -> Geometry:
-    config: Any = model.model.config
-    vision, stages = config.vision_config, {stage.name: stage.settings}
-    return stage_geometries(stages, str(model.folder or ""), vision.image_size, vision.patch_size)[stage.name]
+    config = model.model.config
+    tower, stages = config.vision_config, {stage.name: stage.settings}
+    init, family = str(model.folder or ""), family_of(config)
+    return stage_geometries(stages, init, family, tower.image_size, tower.patch_size)[stage.name]

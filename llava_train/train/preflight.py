@@ -21,8 +21,8 @@ from llava_train.config.fingerprint import PACKAGES, dump
 from llava_train.config.mixture import stage_sources
 from llava_train.config.schema import Config
 from llava_train.costs.memory import num_trained, states
-from llava_train.family.onevision.settings import model_dims
 from llava_train.model.loading.load_model import resolve_init
+from llava_train.model.start.read_model import model_dims
 from llava_train.ranks.process_group import Ranks
 from llava_train.records.file_formats import shards, split_of
 from llava_train.shared.errors import RunError, shortened

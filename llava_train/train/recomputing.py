@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.schema import StageConfig
 from llava_train.costs.dims import ModelDims
 from llava_train.costs.flops import Recomputed
 from llava_train.costs.memory import recomputed_layers
+from llava_train.family.base import HFModel
 from llava_train.model.forward.fused import compile_gates
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.host_memory import available_memory
@@ -38,7 +38,7 @@ def _memory(ranks: Ranks) -> float:
 
 
 def set_layers(
-    hf_model: LlavaOnevisionForConditionalGeneration,
+    hf_model: HFModel,
     recomputed: Recomputed,
     compiled: bool = False,
     zero_level: int = 0,

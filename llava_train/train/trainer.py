@@ -20,7 +20,7 @@ from llava_train.config.rules.adapter import how_trained
 from llava_train.config.schema import Config, StageConfig
 from llava_train.costs.dims import read_dims
 from llava_train.data.loading.stage_data import StageData
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import Geometry
 from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.check_export import refuse_support
 from llava_train.model.hf_folder.folder import write_support

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from llava_train.config.schema import GenerateModel, VideoConfig
+from llava_train.family.onevision.family import OneVision
 from llava_train.model.forward.generate import generate
 from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.folder import write_checkpoint
@@ -91,7 +92,7 @@ def other(major_path, exports, ours, tmp_path_factory):
     ]
     SINGLE.pictures()[0].save(folder / "a.png")
     asked = str(exports["untied"]), str(folder / "a.png"), QUESTION
-    lines = [make(*asked) for make in (processor_lines, pipeline_lines)]
+    lines = [processor_lines(OneVision(), *asked), pipeline_lines(*asked)]
     task = {
         "folders": folders,
         "texts": dict.fromkeys(folders, SENTENCE),

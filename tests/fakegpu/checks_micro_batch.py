@@ -54,7 +54,7 @@ CASES += [("dora", MIXED)]
 
 def batch(kind: str) -> PackedBatch:
     if kind == FILLER:
-        return filler(GEOMETRY)
+        return filler(GEOMETRY.tile_size)
     return pack([sample(layouts) for name, layouts in VISUALS.items() if kind in (name, MIXED)], GEOMETRY)
 
 

@@ -23,7 +23,7 @@ from llava_train.config.schema import LoraConfig, StageConfig, ZeroConfig
 from llava_train.costs.dims import KNOWN_DIMS, ModelDims, read_dims
 from llava_train.costs.flops import Recomputed, sample_cost
 from llava_train.costs.memory import activations
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.geometry import OneVisionGeometry
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 
 STAGE = replace(load(["+recipe=ov_stage"]).stages["onevision"], zero=ZeroConfig(2, False, False))  # all parts train
@@ -65,7 +65,7 @@ def config_of(dims: ModelDims, heads: int = 16) -> LlavaOnevisionConfig:
     )
 
 
-def mixture(rng: np.random.Generator, geometry: Geometry, tokens: int) -> PackedBatch:
+def mixture(rng: np.random.Generator, geometry: OneVisionGeometry, tokens: int) -> PackedBatch:
     """Text, images up to 6x6 tiles, several images and videos, at random, until there are `tokens`."""
     samples, length = [], 0
     while length < tokens:

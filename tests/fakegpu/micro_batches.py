@@ -11,12 +11,13 @@ from fake_gpu import FakeGpu
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from llava_train.batch.packed import IGNORE_INDEX, PackedBatch, VisualLayout
+from llava_train.batch.packed import IGNORE_INDEX, PackedBatch
 from llava_train.config.schema import LearningRates, LoraConfig
 from llava_train.costs.flops import Recomputed
 from llava_train.data.loading.collate import collate
 from llava_train.data.samples.encode import EncodedSample
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import VisualLayout
+from llava_train.family.onevision.geometry import OneVisionGeometry
 from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 from llava_train.model.prepare.adapter import inject
@@ -36,10 +37,10 @@ def sample(layouts: Sequence[VisualLayout], question: int = 3, answer: int = 3) 
     return EncodedSample("sample", "source", "sample", ids, labels, places, tuple(layouts))
 
 
-def pack(samples: Sequence[EncodedSample], geometry: Geometry) -> PackedBatch:
+def pack(samples: Sequence[EncodedSample], geometry: OneVisionGeometry) -> PackedBatch:
     """On the host, with black pixels."""
     side = geometry.tile_size
-    return collate(samples, [np.zeros((one.num_tiles, 3, side, side), np.uint8) for one in samples], geometry)
+    return collate(samples, [np.zeros((one.num_tiles, 3, side, side), np.uint8) for one in samples], side)
 
 
 def make(

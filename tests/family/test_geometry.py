@@ -14,11 +14,13 @@ from transformers.image_processing_utils import get_patch_output_size, select_be
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel, image_size_to_num_patches
 
 from llava_train.config.schema import ImageConfig
-from llava_train.family.onevision.geometry import Geometry, make_geometry
+from llava_train.family.base import MediumShape, MediumShapes
+from llava_train.family.onevision.family import OneVision
+from llava_train.family.onevision.geometry import OneVisionGeometry
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GRID_9 = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
-DEMO = Geometry(32, 8, "anyres", ((1, 1), (1, 2), (2, 1), (2, 2)), 9)
+DEMO = OneVisionGeometry(32, 8, "anyres", ((1, 1), (1, 2), (2, 1), (2, 2)), 9)
 
 
 def golden(name: str) -> dict:
@@ -27,10 +29,10 @@ def golden(name: str) -> dict:
     return table
 
 
-def geometry_of(mode: dict) -> Geometry:
+def geometry_of(mode: dict) -> OneVisionGeometry:
     tile = mode["tile"]
     grid = tuple((height // tile, width // tile) for height, width in mode["grid_hw"])
-    return Geometry(tile, tile // mode["side"], "anyres", grid, mode["max_tiles"] or 10**6)
+    return OneVisionGeometry(tile, tile // mode["side"], "anyres", grid, mode["max_tiles"] or 10**6)
 
 
 def test_anyres_layout_equals_golden_table():
@@ -44,13 +46,13 @@ def test_anyres_layout_equals_golden_table():
 
 
 def test_several_images_and_videos_equal_golden_table():
-    geometry = Geometry(384, 14, "anyres", GRID_9, 9)
+    geometry = OneVisionGeometry(384, 14, "anyres", GRID_9, 9)
     for case in golden("geometry_multi_video.json")["cases"]:
         if case["mode"] == "video":
             layout = geometry.video(case["frames"], 720, 1280)
             assert (layout.num_tiles, layout.num_tokens) == (case["frames"], case["tokens_total"])
         else:
-            layouts = geometry.images([(480, 640), (1, 1), (99, 7)])
+            layouts = geometry.layouts([MediumShape("image", *side) for side in ((480, 640), (1, 1), (99, 7))])
             assert [layout.num_tokens for layout in layouts] == [case["tokens_per_image"]] * case["n_images"]
             assert [layout.kind for layout in layouts] == ["padded"] * 3
 
@@ -61,7 +63,7 @@ def test_order_of_the_grid_breaks_ties():
     transposed = tuple((columns, rows) for rows, columns in rows_first)
     for case in table["cases"]:
         for grid, expected in ((rows_first, case["same_list_read_as_hw"]), (transposed, case["transposed_list"])):
-            layout = Geometry(384, 14, "anyres", grid, 9).image(case["height"], case["width"])
+            layout = OneVisionGeometry(384, 14, "anyres", grid, 9).image(case["height"], case["width"])
             assert (layout.grid[0] * 384, layout.grid[1] * 384) == (expected["best_h"], expected["best_w"])
             assert layout.num_tokens == expected["tokens"]
 
@@ -70,23 +72,25 @@ def test_demo_tower_token_counts_by_hand():
     assert DEMO.image(64, 64).num_tokens == 16 + 8 * 9 == 88
     assert DEMO.padded(64, 64).num_tokens == 17
     assert DEMO.video(8, 64, 64).num_tokens == 33
-    assert Geometry(384, 14, "square", (), 1).image(10, 2000).num_tokens == 729
+    assert OneVisionGeometry(384, 14, "square", (), 1).image(10, 2000).num_tokens == 729
 
 
 def test_square_mode_keeps_every_image_square():
-    layouts = Geometry(32, 8, "square", (), 1).images([(5, 6), (7, 8)])
+    layouts = OneVisionGeometry(32, 8, "square", (), 1).layouts(
+        [MediumShape("image", 5, 6), MediumShape("image", 7, 8)]
+    )
     assert [(layout.kind, layout.num_tiles, layout.num_tokens) for layout in layouts] == [("square", 1, 16)] * 2
 
 
 def test_make_geometry_takes_the_grid_in_rows_and_columns():
-    geometry = make_geometry(384, 14, ImageConfig("anyres", [[1, 2], [2, 1]], 9))
+    geometry = OneVision().geometry(384, 14, ImageConfig("anyres", [[1, 2], [2, 1]], 9))
     assert geometry.pinpoints() == [[384, 768], [768, 384]]
 
 
 @pytest.mark.parametrize(
-    "geometry", [Geometry(384, 14, "anyres", GRID_9, 9), DEMO, Geometry(32, 8, "anyres", GRID_9, 2)]
+    "geometry", [OneVisionGeometry(384, 14, "anyres", GRID_9, 9), DEMO, OneVisionGeometry(32, 8, "anyres", GRID_9, 2)]
 )
-def test_layout_equals_transformers_on_random_sizes(geometry: Geometry):
+def test_layout_equals_transformers_on_random_sizes(geometry: OneVisionGeometry):
     """Canvas, tiles, resized size and packed token count by HF's functions; the features are one channel of zeros."""
     config = LlavaOnevisionConfig(
         vision_config={
@@ -124,7 +128,7 @@ def test_feature_crop_keeps_what_is_not_padding():
     assert (crop.rows, crop.columns, crop.size) == (slice(0, 8), slice(0, 4), (8, 4))
     wide = DEMO.feature_crop(DEMO.image(20, 100))
     assert (wide.rows, wide.columns, wide.size) == (slice(1, 3), slice(0, 8), (2, 8))
-    small = Geometry(32, 8, "anyres", ((2, 2),), 1)
+    small = OneVisionGeometry(32, 8, "anyres", ((2, 2),), 1)
     scaled = small.feature_crop(small.image(64, 64))
     assert (scaled.rows, scaled.columns, scaled.size) == (slice(0, 8), slice(0, 8), (4, 4))
 
@@ -141,9 +145,13 @@ def test_arrays_equal_single_images_on_the_golden_sizes():
 
 @pytest.mark.parametrize(
     "geometry",
-    [Geometry(384, 14, "anyres", GRID_9, 9), Geometry(32, 8, "anyres", GRID_9, 2), Geometry(32, 8, "square", (), 1)],
+    [
+        OneVisionGeometry(384, 14, "anyres", GRID_9, 9),
+        OneVisionGeometry(32, 8, "anyres", GRID_9, 2),
+        OneVisionGeometry(32, 8, "square", (), 1),
+    ],
 )
-def test_arrays_equal_single_images_on_random_and_extreme_sizes(geometry: Geometry):
+def test_arrays_equal_single_images_on_random_and_extreme_sizes(geometry: OneVisionGeometry):
     """Small, large, long and repeated sizes, and sides in whole ratios, where rounding could differ."""
     rng = np.random.default_rng(0)
     factors = rng.integers(1, 500, 1000)
@@ -154,3 +162,25 @@ def test_arrays_equal_single_images_on_random_and_extreme_sizes(geometry: Geomet
     assert tiles.dtype == tokens.dtype == np.int32
     expected = [geometry.image(height, width) for height, width in zip(heights.tolist(), widths.tolist(), strict=True)]
     assert list(zip(tiles.tolist(), tokens.tolist(), strict=True)) == [(e.num_tiles, e.num_tokens) for e in expected]
+
+
+@pytest.mark.parametrize("mode", ["anyres", "square"])
+def test_counts_equal_the_layouts_of_each_sample(mode):
+    """Samples of no, one and several media of both kinds, in any order."""
+    geometry, rng = OneVisionGeometry(32, 8, mode, GRID_9 if mode == "anyres" else (), 9), np.random.default_rng(1)
+    samples = [
+        [
+            MediumShape("video", *side, int(rng.integers(1, 9))) if rng.random() < 0.3 else MediumShape("image", *side)
+            for side in rng.integers(1, 300, (rng.integers(0, 4), 2)).tolist()
+        ]
+        for _ in range(200)
+    ]
+    media = [medium for sample in samples for medium in sample]
+    owner = np.repeat(np.arange(len(samples)), [len(sample) for sample in samples])
+    kinds, heights, widths, frames = zip(*media, strict=True)
+    shapes = MediumShapes(np.array(kinds) == "video", *map(np.array, (heights, widths, frames)))
+    tiles, tokens = geometry.counts(owner, shapes)
+    assert tiles.dtype == tokens.dtype == np.int32
+    layouts = [layout for sample in samples for layout in geometry.layouts(sample)]
+    assert list(zip(tiles.tolist(), tokens.tolist(), strict=True)) == [(e.num_tiles, e.num_tokens) for e in layouts]
+    assert [layout.kind == "video" for layout in layouts] == shapes.is_video.tolist()

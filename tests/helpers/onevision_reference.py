@@ -14,11 +14,19 @@ from transformers.models.llava_onevision.processing_llava_onevision import Llava
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.data.loading.collate import collate
-from llava_train.data.media.image import to_square, to_tiles
 from llava_train.data.samples.encode import EncodedSample, Encoder
 from llava_train.data.samples.sample import Sample, Turn
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import MediumShape, VisualLayout
+from llava_train.family.onevision.geometry import OneVisionGeometry
+from llava_train.family.pixels import squash
 from llava_train.text.named_templates import make_template
+
+
+def tiles_of(image: Image.Image, layout: VisualLayout, geometry: OneVisionGeometry) -> np.ndarray:
+    """uint8 [layout.num_tiles, 3, S, S] of an image of the layout's size."""
+    tiles = np.empty((layout.num_tiles, 3, geometry.tile_size, geometry.tile_size), np.uint8)
+    geometry.cut(image, layout, tiles)
+    return tiles
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Ours:
     """Our preparation and forward of cases."""
 
     tokenizer: object
-    geometry: Geometry
+    geometry: OneVisionGeometry
     image_id: int
     video_id: int
 
@@ -68,22 +76,24 @@ class Ours:
         pictures, videos = case.pictures(), case.videos()
         paths = [[Path(f"{i}") for i in range(len(media))] for media in (pictures, videos)]
         sample = Sample(case.name, "cases", turns, *paths)
-        images = iter(zip(self.geometry.images(list(case.images)), pictures, strict=True))
+        images = iter(
+            zip(self.geometry.layouts([MediumShape("image", *size) for size in case.images]), pictures, strict=True)
+        )
         films = iter([(self.geometry.video(len(film), 40, 30), film) for film in videos])
         layouts, tiles = [], [np.zeros((0, 3, self.geometry.tile_size, self.geometry.tile_size), np.uint8)]
         for medium in sample.media():
             layout, pixels = next(images if medium.kind == "image" else films)
             layouts.append(layout)
             if medium.kind == "image":
-                tiles.append(to_tiles(pixels, layout, self.geometry))
+                tiles.append(tiles_of(pixels, layout, self.geometry))
             else:
-                tiles.append(np.stack([to_square(frame, self.geometry.tile_size) for frame in pixels]))
+                tiles.append(np.stack([squash(frame, self.geometry.tile_size) for frame in pixels]))
         encode = encoder.encode_prompt if prompt else encoder.encode
         return encode(sample, layouts), np.concatenate(tiles)
 
     def pack(self, cases: tuple[Case, ...], prompt: bool = False) -> PackedBatch:
         encoded, tiles = zip(*(self.encode(case, prompt) for case in cases), strict=True)
-        return collate(list(encoded), list(tiles), self.geometry)
+        return collate(list(encoded), list(tiles), self.geometry.tile_size)
 
 
 @dataclass
@@ -112,7 +122,7 @@ class Theirs:
     def frames(self, case: Case) -> list[torch.Tensor]:
         """Normalised frames [1, F, 3, S, S] of each video, resized by PIL."""
         size = self.model.config.vision_config.image_size
-        films = [np.stack([to_square(frame, size) for frame in film]) for film in case.videos()]
+        films = [np.stack([squash(frame, size) for frame in film]) for film in case.videos()]
         return [torch.from_numpy(film)[None].float() / 127.5 - 1 for film in films]
 
     def num_tokens(self, case: Case) -> tuple[list[int], list[int]]:

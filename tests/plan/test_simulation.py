@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llava_train.config.schema import VideoConfig
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.geometry import OneVisionGeometry
 from llava_train.plan.simulation import SAMPLE_SHAPES, Simulation, simulate
 
 GRID = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
@@ -14,7 +14,7 @@ GRID = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
 
 @pytest.fixture(scope="module")
 def drawn() -> Simulation:
-    return simulate(20_000, Geometry(384, 14, "anyres", GRID, 9), VideoConfig(1.0, 32))
+    return simulate(20_000, OneVisionGeometry(384, 14, "anyres", GRID, 9), VideoConfig(1.0, 32))
 
 
 def of(drawn: Simulation, kind: str) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_every_sample_has_text_around_what_it_supervises(drawn):
 
 
 def test_the_same_samples_come_each_time(drawn):
-    again = simulate(20_000, Geometry(384, 14, "anyres", GRID, 9), VideoConfig(1.0, 32))
-    other = simulate(20_000, Geometry(384, 14, "anyres", GRID, 9), VideoConfig(1.0, 32), seed=1)
+    again = simulate(20_000, OneVisionGeometry(384, 14, "anyres", GRID, 9), VideoConfig(1.0, 32))
+    other = simulate(20_000, OneVisionGeometry(384, 14, "anyres", GRID, 9), VideoConfig(1.0, 32), seed=1)
     assert (again.sizes.lengths == drawn.sizes.lengths).all()
     assert (other.sizes.lengths != drawn.sizes.lengths).any()

@@ -10,7 +10,7 @@ from llava_train.cli.main import main
 from llava_train.config.load import load
 from llava_train.costs.dims import KNOWN_DIMS
 from llava_train.costs.flops import sample_cost
-from llava_train.family.onevision.geometry import make_geometry
+from llava_train.family.onevision.family import OneVision
 from llava_train.plan.balance import in_unit, measure_packing, plan_stage, simulated
 from llava_train.shared.errors import ConfigError
 
@@ -87,7 +87,7 @@ def test_packs_that_cannot_be_dealt_are_refused_before_anything_is_read(capsys):
 def test_hours_follow_from_gpus_and_balance(tmp_path):
     """By hand: all FLOPs over ranks, peak and balance."""
     stage, dims = load(["+recipe=ov_stage"]).stages["onevision"], KNOWN_DIMS["Qwen/Qwen2-7B-Instruct"]
-    draws = simulated(600, make_geometry(384, 14, stage.image), stage)
+    draws = simulated(600, OneVision().geometry(384, 14, stage.image), stage)
     planned = plan_stage(draws, stage, "onevision", dims, 8, 80e9, 0, tmp_path)
     assert planned.num_steps == 3
     assert planned.hours(3, 1e14) == pytest.approx(planned.flops / 8 / 1e14 / planned.asked.every / 3600)
@@ -107,7 +107,7 @@ def test_balance_is_that_of_a_hand_made_order(tmp_path):
             return 0
 
     stage, dims = load(["+recipe=ov_stage"]).stages["onevision"], KNOWN_DIMS["Qwen/Qwen2-7B-Instruct"]
-    draws = simulated(4, make_geometry(384, 14, stage.image), stage)
+    draws = simulated(4, OneVision().geometry(384, 14, stage.image), stage)
     sizes = draws.sizes
     sizes.tiles[:], sizes.supervised[:], sizes.visual[:] = 0, 0, 0
     sizes.lengths[:] = 4, 1, 2, 2
@@ -120,7 +120,7 @@ def test_balance_is_that_of_a_hand_made_order(tmp_path):
 
 def test_a_step_in_the_other_unit_is_about_as_large():
     stage = load(["+recipe=ov_stage"]).stages["onevision"]
-    sizes = simulated(2000, make_geometry(384, 14, stage.image), stage).sizes
+    sizes = simulated(2000, OneVision().geometry(384, 14, stage.image), stage).sizes
     per_step = [in_unit(stage, "tokens", ranks, sizes).pack.per_step for ranks in (8, 64, 512)]
     assert per_step == [32, 64, 512]  # 256 samples of some 3,600 tokens fill 28 packs
 

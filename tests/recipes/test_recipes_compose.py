@@ -9,7 +9,7 @@ import pytest
 from llava_train.config.load import load
 from llava_train.config.rules.files import check_files
 from llava_train.config.shipped_files import headline, shipped_recipes
-from llava_train.family.onevision.start import model_faults
+from llava_train.model.start.start_faults import model_faults
 
 REAL = ("projector_stage", "mid_stage", "final_image_stage", "ov_stage", "all_stages")
 SIZES = ("onevision_0_5b", "onevision_7b", "onevision_72b")

@@ -14,6 +14,7 @@ from transformers import LlavaOnevisionForConditionalGeneration as Model
 
 from llava_train.data.samples.sample import Sample, Turn
 from llava_train.evaluate.answerer import Answerer
+from llava_train.family.onevision.family import OneVision
 from llava_train.model.hf_folder.usage_lines import adapter_lines, plain_lines
 from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.model.prepare.adapter import attach_adapter
@@ -122,7 +123,11 @@ def test_an_adapter_is_asked_with_the_grid_and_tiles_of_its_training(apart, tmp_
     ]
     assert [bool(answer) for answer in answers] == [True, False], "end tokens too are the adapter's own"
     said = []
-    for lines in (adapter_lines(base, adapter, picture, "What?"), plain_lines(merged, picture, "What?")):
+    family = OneVision()
+    for lines in (
+        adapter_lines(family, base, adapter, picture, "What?"),
+        plain_lines(family, merged, picture, "What?"),
+    ):
         exec(lines, names := {})
         said.append((capsys.readouterr().out, len(names["features"])))
     assert said[0] == said[1]

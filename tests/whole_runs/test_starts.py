@@ -16,13 +16,13 @@ from start_table import INDEX, PARTS, STARTS, WEIGHTS, Row, shard
 from llava_train.cli.main import main
 from llava_train.config.load import load
 from llava_train.config.schema import GenerateModel, ModelConfig
-from llava_train.family.onevision.settings import model_dims, read_model
-from llava_train.family.onevision.start import model_faults
 from llava_train.model.files.start_weights import StartWeights
 from llava_train.model.loading.lazy_weights import load_unread, read_weight, unread
 from llava_train.model.loading.load_model import load_checkpoint, load_model
 from llava_train.model.loading.strict_load import load_strictly
 from llava_train.model.loading.tiny_model import make_tiny
+from llava_train.model.start.read_model import model_dims, read_model
+from llava_train.model.start.start_faults import model_faults
 from llava_train.ranks.process_group import Ranks
 from llava_train.shared.errors import ConfigError
 from llava_train.start_folder.find import stamps, weight_files

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava_train.batch.packed import VisualLayout
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.sampling import parse_sampling
 from llava_train.config.schema import DataConfig
@@ -24,6 +23,7 @@ from llava_train.data.samples.held_out import same_content
 from llava_train.data.samples.parse import record_name
 from llava_train.data.samples.sample import Sample
 from llava_train.data.samples.sample_notes import NAMED, NOTES, note_line
+from llava_train.family.base import MediumShapes, VisualLayout
 from llava_train.records.readers.open import record_of
 from llava_train.shared.errors import DataError, counted
 
@@ -162,16 +162,11 @@ def _block_sums(index: Index, block: slice, data: DataConfig, media: MediaReader
     counts = np.diff(starts)
     owner = np.repeat(np.arange(len(counts)), counts)
     kinds, heights, widths, frames, fps = (index.media[n][starts[0] : starts[-1]] for n in MediumSize._fields)
-    is_image = kinds == MEDIUM_KINDS.index("image")
-    num_images = np.bincount(owner[is_image], minlength=len(counts))
-    tiles, tokens = np.ones(len(owner), np.int32), np.full(len(owner), media.geometry.padded(1, 1).num_tokens, np.int32)
-    alone = np.flatnonzero(is_image & ((num_images[owner] == 1) | (media.geometry.mode == "square")))
-    tiles[alone], tokens[alone] = media.geometry.image_arrays(heights[alone], widths[alone])
-    videos = np.flatnonzero(~is_image)
-    rates, of_video = np.unique(np.stack([frames[videos], fps[videos]]), axis=1, return_inverse=True)
-    layouts = [media.layouts_of([MediumSize("video", 1, 1, int(n), rate)])[0] for n, rate in rates.T]
-    tiles[videos] = np.array([layout.num_tiles for layout in layouts], np.int32)[of_video]
-    tokens[videos] = np.array([layout.num_tokens for layout in layouts], np.int32)[of_video]
+    is_video = kinds == MEDIUM_KINDS.index("video")
+    rates, of_video = np.unique(np.stack([frames[is_video], fps[is_video]]), axis=1, return_inverse=True)
+    taken = np.ones(len(owner), np.int32)
+    taken[is_video] = np.array([media.num_taken(int(n), rate) for n, rate in rates.T], np.int32)[of_video]
+    tiles, tokens = media.geometry.counts(owner, MediumShapes(is_video, heights, widths, taken))
     over = (heights.astype(np.int64) * widths > data.max_pixels) | (frames > data.max_frames)
     sums = [np.bincount(owner, weights=values, minlength=len(counts)) for values in (tiles, tokens, over)]
     return sums[0], sums[1], (sums[2] > 0) | (counts > data.max_media)

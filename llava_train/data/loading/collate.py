@@ -10,13 +10,14 @@ import torch
 
 from llava_train.batch.packed import IGNORE_INDEX, PackedBatch
 from llava_train.data.samples.encode import EncodedSample
-from llava_train.family.onevision.geometry import Geometry
 
 FILLER = "filler"
 
 
-def collate(encoded: Sequence[EncodedSample], tiles: Sequence[np.ndarray], geometry: Geometry) -> PackedBatch:
-    """`tiles[i]`: uint8 [n, 3, S, S] of sample i. Raises ValueError, by name, where tiles, tokens and layouts differ.
+def collate(encoded: Sequence[EncodedSample], tiles: Sequence[np.ndarray], tile_size: int) -> PackedBatch:
+    """`tiles[i]`: uint8 [n, 3, tile_size, tile_size] of sample i.
+
+    Raises ValueError, by name, where tiles, tokens and layouts differ.
 
     Worked case, labels [7 8 9] and [5 6] -> [-100 8 9 -100 6], cu_seqlens [0 3 5], position_ids [0 1 2 0 1].
     """
@@ -26,7 +27,6 @@ def collate(encoded: Sequence[EncodedSample], tiles: Sequence[np.ndarray], geome
     starts = np.concatenate([[0], np.cumsum(lengths)])
     labels = np.concatenate([sample.labels for sample in encoded])
     labels[starts[:-1]] = IGNORE_INDEX
-    size = geometry.tile_size
     positions = [sample.visual_positions + start for sample, start in zip(encoded, starts[:-1], strict=True)]
     return PackedBatch(
         input_ids=_int64(np.concatenate([sample.input_ids for sample in encoded])),
@@ -35,19 +35,23 @@ def collate(encoded: Sequence[EncodedSample], tiles: Sequence[np.ndarray], geome
         position_ids=_int64(np.concatenate([np.arange(length) for length in lengths])),
         cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
         max_seqlen=max(lengths),
-        pixel_values=torch.from_numpy(np.concatenate([np.zeros((0, 3, size, size), dtype=np.uint8), *tiles])),
+        pixel_values=torch.from_numpy(np.concatenate([_no_tiles(tile_size), *tiles])),
         visual_positions=_int64(np.concatenate(positions)),
         visuals=tuple(layout for sample in encoded for layout in sample.visuals),
         sample_ids=tuple(f"{sample.source}/{sample.id}" for sample in encoded),
     )
 
 
-def filler(geometry: Geometry) -> PackedBatch:
+def filler(tile_size: int) -> PackedBatch:
     """One text token of no sample, nothing supervised, no tiles: what a rank short of packs runs."""
     nothing, token = np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int32)
     sample = EncodedSample(FILLER, FILLER, FILLER, token, np.full(1, IGNORE_INDEX, dtype=np.int32), nothing, ())
-    batch = collate([sample], [np.zeros((0, 3, geometry.tile_size, geometry.tile_size), dtype=np.uint8)], geometry)
+    batch = collate([sample], [_no_tiles(tile_size)], tile_size)
     return replace(batch, sample_ids=())
+
+
+def _no_tiles(size: int) -> np.ndarray:
+    return np.zeros((0, 3, size, size), dtype=np.uint8)
 
 
 def _check(sample: EncodedSample, pixels: np.ndarray) -> None:

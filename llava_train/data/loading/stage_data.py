@@ -27,14 +27,14 @@ from llava_train.data.samples.encode import Encoder, text_tokenizer
 from llava_train.data.samples.held_out import held_out_samples
 from llava_train.data.samples.parse import media_roots
 from llava_train.data.samples.sampled_records import present_sources
-from llava_train.family.onevision.geometry import Geometry
-from llava_train.family.onevision.start import template_fault
+from llava_train.family.base import Geometry
 from llava_train.records.identity import SourceIdentity, identify
 from llava_train.records.readers.open import open_source
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.child_processes import follow_parent, shielded
 from llava_train.shared.errors import ConfigError, DataError
 from llava_train.text.checkpoint_template import stage_template
+from llava_train.text.named_templates import template_fault
 
 HELD_OUT_BATCH = 256  # held-out samples that are packed together
 

@@ -86,7 +86,8 @@ class StepDataset(Dataset):
                 continue
             encoded.append(self._encoder.encode(sample, layouts))
             tiles.append(pixels)
-        return collate(encoded, tiles, self._media.geometry) if encoded else filler(self._media.geometry)
+        size = self._media.geometry.tile_size
+        return collate(encoded, tiles, size) if encoded else filler(size)
 
 
 def to_arrays(item: StepBatches) -> StepBatches:

@@ -1,29 +1,19 @@
-"""Images: sizes from headers, and RGB pixels in tiles bit-equal to transformers' PIL image processor.
-
-Enters: a file and its `VisualLayout`. Leaves: uint8 [tiles, 3, S, S], overview first. What becomes of unusual files
-is told in docs/data.md.
-"""
+"""Images: sizes from headers, and RGB pixels. What becomes of unusual files is said in docs/data.md."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import product
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from llava_train.records.media_file import MediaFile, open_medium
 
-if TYPE_CHECKING:  # they load torch, which `check` has no time for
-    from llava_train.batch.packed import VisualLayout
-    from llava_train.family.onevision.geometry import Geometry
-
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # by content; none that starts another program
 PNG_SIGNATURE, PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-PADDING = 127  # int(0.5 * 255): the image mean, by which transformers' pad_to_square fills
 
 
 T = TypeVar("T")
@@ -112,50 +102,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no stated range: save it in 8 or 16 bits")
     return image.convert("RGB")
-
-
-def to_tiles(image: Image.Image, layout: VisualLayout, geometry: Geometry, out: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [layout.num_tiles, 3, S, S] of an RGB image of the layout's size; written to `out` where that is given."""
-    assert (image.height, image.width) == (layout.height, layout.width), (image.size, layout)
-    size = geometry.tile_size
-    tiles = np.empty((layout.num_tiles, 3, size, size), dtype=np.uint8) if out is None else out
-    tiles[0] = to_square(_pad_to_square(image) if layout.kind == "padded" else image, size)
-    if layout.kind == "anyres":
-        height, width = geometry.resized(layout)
-        if height == width == size:  # its only tile is the overview
-            tiles[1] = tiles[0]
-        else:
-            _cut(image.resize((width, height), Image.Resampling.BICUBIC), layout.grid, tiles[1:])
-    return tiles
-
-
-def to_square(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 [3, size, size], squashed: the aspect ratio is lost."""
-    return np.stack(list(_planes(image.resize((size, size), Image.Resampling.BICUBIC))))
-
-
-def _cut(fitted: Image.Image, grid: tuple[int, int], out: np.ndarray) -> None:
-    """Fills `out` with the tiles, row by row, of a canvas that has `fitted` centred on black."""
-    size, (rows, columns) = out.shape[-1], grid
-    top, left = (rows * size - fitted.height) // 2, (columns * size - fitted.width) // 2
-    if fitted.size != (columns * size, rows * size):
-        out[:] = 0
-    for channel, plane in enumerate(_planes(fitted)):
-        for tile, (row, column) in enumerate(product(range(rows), range(columns))):
-            y, x = row * size - top, column * size - left  # of the tile in the fitted image
-            shown = plane[max(y, 0) : max(y + size, 0), max(x, 0) : max(x + size, 0)]
-            height, width = shown.shape
-            out[tile, channel, max(-y, 0) :, max(-x, 0) :][:height, :width] = shown
-
-
-def _pad_to_square(image: Image.Image) -> Image.Image:
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), (PADDING,) * 3)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
-def _planes(image: Image.Image) -> Iterator[np.ndarray]:
-    """Red, green and blue, uint8 [height, width] each: Pillow sorts pixels out faster than NumPy."""
-    for name in "RGB":
-        yield np.frombuffer(image.tobytes("raw", name), dtype=np.uint8).reshape(image.height, image.width)

@@ -6,19 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from llava_train.config.schema import DataConfig, VideoConfig
-from llava_train.data.media.image import UnreadableImage, image_size, open_image, to_tiles, too_many_pixels
+from llava_train.data.media.image import UnreadableImage, image_size, open_image, too_many_pixels
 from llava_train.data.media.video import UnreadableVideo, VideoReader
 from llava_train.data.samples.sample import Sample
-from llava_train.text.base import MediumKind
-
-if TYPE_CHECKING:  # they load torch, which `check` has no time for
-    from llava_train.batch.packed import VisualLayout
-    from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import Geometry, MediumShape, VisualLayout
+from llava_train.records.tags import MediumKind
 
 
 class MediumSize(NamedTuple):
@@ -83,11 +80,13 @@ class MediaReader:
 
     def layouts_of(self, sizes: Sequence[MediumSize]) -> list[VisualLayout]:
         """One layout per medium, in closed form, whatever the limits."""
-        images = iter(self.geometry.images([(size.height, size.width) for size in sizes if size.kind == "image"]))
-        return [next(images) if size.kind == "image" else self._video_layout(size) for size in sizes]
+        taken = [self.num_taken(size.frames, size.fps) if size.kind == "video" else 1 for size in sizes]
+        shapes = zip(sizes, taken, strict=True)
+        return self.geometry.layouts([MediumShape(s.kind, s.height, s.width, frames) for s, frames in shapes])
 
-    def _video_layout(self, size: MediumSize) -> VisualLayout:
-        return self.geometry.video(self._videos.num_taken(size.frames, size.fps), size.height, size.width)
+    def num_taken(self, frames: int, fps: float) -> int:
+        """How many frames are taken of a video with so many, at that rate."""
+        return self._videos.num_taken(frames, fps)
 
     def tiles(self, sample: Sample, layouts: Sequence[VisualLayout]) -> np.ndarray:
         """uint8 [tiles, 3, S, S] of all media. Raises DataError as `layouts` does, and for a changed file."""
@@ -108,7 +107,7 @@ class MediaReader:
                     if (image.height, image.width) != (layout.height, layout.width):
                         told = f"{layout.width} x {layout.height} when it was indexed"
                         raise _Changed(f"{medium.file}: {image.width} x {image.height} pixels, {told}")
-                    to_tiles(image, layout, self.geometry, out)
+                    self.geometry.cut(image, layout, out)
         return tiles
 
 

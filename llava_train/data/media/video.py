@@ -18,7 +18,8 @@ import numpy as np
 
 from llava_train.config.schema import VideoConfig, VideoDecoder
 from llava_train.data.media import video_process
-from llava_train.data.media.image import image_size, open_image, to_square
+from llava_train.data.media.image import image_size, open_image
+from llava_train.family.pixels import squash
 from llava_train.records.image_files import sorted_frames
 from llava_train.records.media_file import MediaFile, PackedFile, open_medium
 from llava_train.shared.child_processes import shielded
@@ -58,7 +59,7 @@ class VideoReader:
         if not (frames := _frames_of(file)):
             return self._ask(file, size)
         taken = self._taken(len(frames), math.nan)
-        return np.stack([to_square(open_image(frames[i], self._max_pixels), size) for i in taken])
+        return np.stack([squash(open_image(frames[i], self._max_pixels), size) for i in taken])
 
     def _taken(self, frames: int, fps: float) -> list[int]:
         return video_process.sample_indices(frames, fps, self._video.fps, self._video.max_frames)

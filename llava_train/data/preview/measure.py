@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from llava_train.batch.packed import VisualLayout
 from llava_train.config.sampling import parse_sampling
 from llava_train.data.preview.samples import Preview, Shown
 from llava_train.data.samples.encode import EncodedSample
+from llava_train.family.base import VisualLayout
 from llava_train.records.readers.open import open_source
 from llava_train.shared.errors import DataError
 

@@ -18,13 +18,13 @@ from markupsafe import Markup
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.batch.packed import VisualLayout
 from llava_train.config.schema import StageConfig
 from llava_train.costs.dims import ModelDims
 from llava_train.data.preview.figures import length_bars, mixture_rows, pack_bars
 from llava_train.data.preview.measure import SAMPLE_KINDS, Survey, sample_kind
 from llava_train.data.preview.samples import Run, Shown, medium_words, runs
 from llava_train.data.samples.encode import EncodedSample
+from llava_train.family.base import VisualLayout
 from llava_train.shared.errors import DataError
 from llava_train.shared.html import data_uri, page_template
 

@@ -16,7 +16,7 @@ import numpy as np
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
+from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.config.mixture import SourceConfig
 from llava_train.config.schema import DataConfig, StageConfig
 from llava_train.data.media.sample_media import MediaReader
@@ -25,6 +25,7 @@ from llava_train.data.samples.parse import MediaRoots, media_roots, record_id, t
 from llava_train.data.samples.sample import Sample
 from llava_train.data.samples.sample_notes import NAMED, note_line, note_of
 from llava_train.data.samples.sampled_records import sampled_records
+from llava_train.family.base import VisualLayout
 from llava_train.shared.errors import DataError
 from llava_train.text.base import Template
 from llava_train.text.checkpoint_template import CheckpointTemplate

@@ -17,8 +17,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
+from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.data.samples.sample import Sample
+from llava_train.family.base import VisualLayout
 from llava_train.records.tags import TAGS
 from llava_train.text.base import MediumKind, Piece, Template, TemplateError
 from llava_train.text.media_tags import media_tags

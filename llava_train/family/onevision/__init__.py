@@ -1,1 +1,1 @@
-"""What is special to LLaVA-OneVision, in one place: geometry, features, settings, starts, processor files."""
+"""LLaVA-OneVision: SigLIP, anyres with newlines, several images as one tile each, pooled video frames."""

@@ -1,22 +1,28 @@
 """The visual geometry of LLaVA-OneVision: from sizes alone to tiles and tokens, before any pixel is decoded.
 
-Enters: height, width (pixels) and numbers of frames. Leaves: a `VisualLayout` for each image or video, and the crop by
-which its features are packed. The rules are those of transformers 5.23 (`select_best_resolution`, `unpad_image`,
-`LlavaOnevisionModel.pack_image_features`), which the tests run beside these.
+Enters: height, width (pixels) and numbers of frames. Leaves: a `VisualLayout` for each image or video, the crop by
+which its features are packed, and the pixels of its tiles. The rules are those of transformers 5.23
+(`select_best_resolution`, `unpad_image`, `LlavaOnevisionModel.pack_image_features`), which the tests run beside these.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llava_train.batch.packed import VisualLayout
-from llava_train.config.schema import ImageConfig
+from llava_train.family.base import MediumShape, MediumShapes, VisualLayout
+from llava_train.family.pixels import cut_canvas, pad_to_square, squash
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 DOWNSCALE_ABOVE = 1.1  # transformers, LlavaOnevisionModel.pack_image_features: ratio of sides that starts the downscale
+PADDING = (127, 127, 127)  # int(0.5 * 255): the image mean, by which transformers' pad_to_square fills
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class FeatureCrop:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class OneVisionGeometry:
     """Sizes to layouts. `grid` lists candidate canvases as (rows, columns) of tiles; its order decides ties.
 
     Worked case, tile 32, patch 8 (side 4), grid {1,2} x {1,2}: a 64 x 64 image fills the (2, 2) canvas, 5 tiles;
@@ -58,11 +64,40 @@ class Geometry:
         """The grid as [height, width] in pixels, the form of HF's `image_grid_pinpoints`."""
         return [[rows * self.tile_size, columns * self.tile_size] for rows, columns in self.grid]
 
-    def images(self, sizes: list[tuple[int, int]]) -> list[VisualLayout]:
-        """Layouts of all images (height, width) of one sample: only an image alone is tiled."""
-        if self.mode == "square" or len(sizes) == 1:
-            return [self.image(*size) for size in sizes]
-        return [self.padded(*size) for size in sizes]
+    @property
+    def is_in_transformers(self) -> bool:
+        """transformers has no mode square."""
+        return self.mode != "square"
+
+    def layouts(self, media: Sequence[MediumShape]) -> list[VisualLayout]:
+        """Of all media of one sample: only an image alone is tiled."""
+        tiled = self.mode == "square" or sum(medium.kind == "image" for medium in media) == 1
+        image = self.image if tiled else self.padded
+        return [
+            self.video(m.frames, m.height, m.width) if m.kind == "video" else image(m.height, m.width) for m in media
+        ]
+
+    def counts(self, owner: np.ndarray, media: MediumShapes) -> tuple[np.ndarray, np.ndarray]:
+        """As `layouts`, of many samples at once: int32 [M] tiles and tokens."""
+        is_image = ~media.is_video
+        num_images = np.bincount(owner[is_image], minlength=owner.max(initial=-1) + 1)
+        alone = np.flatnonzero(is_image & ((num_images[owner] == 1) | (self.mode == "square")))
+        tiles, tokens = np.ones(len(owner), np.int32), np.full(len(owner), self.side**2 + 1, np.int32)
+        tiles[alone], tokens[alone] = self.image_arrays(media.heights[alone], media.widths[alone])
+        frames = media.frames[media.is_video]
+        tiles[media.is_video], tokens[media.is_video] = frames, frames * self.pooled_side**2 + 1
+        return tiles, tokens
+
+    def cut(self, image: PILImage, layout: VisualLayout, out: np.ndarray) -> None:
+        """Overview first, then the tiles of the canvas row by row: bit-equal to transformers' PIL image processor."""
+        assert (image.height, image.width) == (layout.height, layout.width), (image.size, layout)
+        out[0] = squash(pad_to_square(image, PADDING) if layout.kind == "padded" else image, self.tile_size)
+        if layout.kind == "anyres":
+            height, width = self.resized(layout)
+            if height == width == self.tile_size:  # its only tile is the overview
+                out[1] = out[0]
+            else:
+                cut_canvas(image.resize((width, height), resample=3), layout.grid, out[1:])  # 3: bicubic
 
     def image(self, height: int, width: int) -> VisualLayout:
         """An image alone in its sample: one squashed tile (square), or overview and grid (anyres)."""
@@ -160,10 +195,3 @@ def _kept_features(
     ratio = np.sqrt(rows * columns / (max_tiles * side**2))
     scaled = np.where(ratio > DOWNSCALE_ABOVE, ratio, 1.0)
     return (rows // scaled).astype(np.int64), (columns // scaled).astype(np.int64)
-
-
-def make_geometry(tile_size: int, patch_size: int, image: ImageConfig) -> Geometry:
-    """The geometry of one stage. `tile_size`, `patch_size`: of the vision tower, in pixels."""
-    assert image.mode != "checkpoint", "its grid is in the checkpoint"
-    grid = tuple((rows, columns) for rows, columns in image.grid)
-    return Geometry(tile_size, patch_size, image.mode, grid, image.max_tiles)

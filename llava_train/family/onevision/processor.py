@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.geometry import OneVisionGeometry
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 
 
-def aspect_ratio(geometry: Geometry) -> str:
+def aspect_ratio(geometry: OneVisionGeometry) -> str:
     """The name HF gives to anyres whose features are downscaled to about `max_tiles` tiles."""
     return f"anyres_max_{geometry.max_tiles}"
 
 
-def processor_files(geometry: Geometry) -> dict[str, dict[str, Any]]:
+def processor_files(geometry: OneVisionGeometry) -> dict[str, dict[str, Any]]:
     """File name -> content, in the form that transformers 4.57 and 5.x both load."""
     pixels = {
         "do_convert_rgb": True,

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoTokenizer, LlavaOnevisionConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from llava_train.config.schema import ConvertConfig, VideoConfig
+from llava_train.config.schema import ConvertConfig, ImageConfig, VideoConfig
+from llava_train.family.registry import family_of, family_of_parts
 from llava_train.model.convert.original import (
     BESIDE_ADAPTER,
     PROJECTOR_FILE,
@@ -38,7 +39,7 @@ from llava_train.model.convert.tensor_sources import (
 from llava_train.model.files.stored_tensors import StoredTensors, open_weights
 from llava_train.model.hf_folder.card import Card, last_names, without_paths
 from llava_train.model.hf_folder.folder import write_checkpoint
-from llava_train.model.hf_folder.preparation import RELEASED, Preparation, checkpoint_geometry
+from llava_train.model.hf_folder.preparation import Preparation
 from llava_train.model.hf_folder.weights import expected_specs
 from llava_train.model.prepare.trained_parts import PARTS
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
@@ -56,7 +57,7 @@ class Conversion:
     """A checked plan: `sources` holds the origin of each of the model's names, but for a new newline."""
 
     kind: OriginalKind
-    config: LlavaOnevisionConfig
+    config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     preparation: Preparation
     shapes: dict[str, Shape]
@@ -154,7 +155,7 @@ def _kinds(settings: ConvertConfig) -> tuple[OriginalKind, OriginalKind | None]:
     kind = original_kind("original", Path(settings.original))
     base_kind = original_kind("base", Path(settings.base)) if settings.base else None
     if kind not in ("full", "projector", "lora"):
-        told = "is in Hugging Face form already" if kind == "onevision" else "is a language model alone"
+        told = "is in Hugging Face form already" if kind == "converted" else "is a language model alone"
         faults.append(Fault("original", f"{settings.original} {told}", "name a checkpoint of the original trainer"))
     elif kind == "full" and settings.base:
         faults.append(Fault("base", "would be ignored: the original is a whole model", "leave base out"))
@@ -163,7 +164,7 @@ def _kinds(settings: ConvertConfig) -> tuple[OriginalKind, OriginalKind | None]:
         faults.append(Fault("base", f"is not set, and {settings.original} holds no language model ({kind})", remedy))
     elif base_kind in ("projector", "lora"):
         faults.append(Fault("base", f"{settings.base} is no whole model ({base_kind})", "convert that one first"))
-    if base_kind == "onevision" and settings.vision_tower:
+    if base_kind == "converted" and settings.vision_tower:
         faults.append(Fault("vision_tower", "would be ignored: the base holds the tower", "leave vision_tower out"))
     if faults:
         raise ConfigError(faults)
@@ -172,38 +173,35 @@ def _kinds(settings: ConvertConfig) -> tuple[OriginalKind, OriginalKind | None]:
 
 def _config(
     settings: ConvertConfig, base_kind: OriginalKind | None, content: dict[str, Any]
-) -> tuple[LlavaOnevisionConfig, str]:
+) -> tuple[PretrainedConfig, str]:
     """The model's config, and a pattern of keys that a tower's folder holds and the model does not use."""
-    if base_kind == "onevision":
-        return LlavaOnevisionConfig.from_pretrained(settings.base, trust_remote_code=False), "^$"
+    if base_kind == "converted":
+        return AutoConfig.from_pretrained(settings.base, trust_remote_code=False), "^$"
     text = text_config(content)
     vision, unused = tower_config(Path(settings.vision_tower) if settings.vision_tower else None)
-    tile = vision.image_size
-    config = LlavaOnevisionConfig(
-        text_config=text,
-        vision_config=vision,
-        image_grid_pinpoints=[[rows * tile, columns * tile] for rows in range(1, 7) for columns in range(1, 7)],
-        tie_word_embeddings=text.tie_word_embeddings,
-    )
-    return config, unused
+    family = family_of_parts(vision.to_dict())
+    return family.joined_config(text, vision, 0, 0), unused  # the ids come with the tokenizer
 
 
-def _set_pixels(config: LlavaOnevisionConfig, pixels: Pixels) -> None:
+def _set_pixels(config: PretrainedConfig, pixels: Pixels) -> None:
     """In mode square, which transformers does not know, the config keeps the grid that it has."""
     if pixels.mode == "anyres":
-        tile = cast(Any, config.vision_config).image_size
-        config.image_grid_pinpoints = [[rows * tile, columns * tile] for rows, columns in pixels.grid]
-        config.vision_aspect_ratio = f"anyres_max_{pixels.max_tiles}"
+        tower, family = cast(Any, config).vision_config, family_of(config)
+        image = ImageConfig("anyres", [list(pair) for pair in pixels.grid], pixels.max_tiles)
+        geometry = family.geometry(tower.image_size, tower.patch_size, image)
+        for name, value in family.config_fields(geometry).items():
+            setattr(config, name, value)
 
 
-def _preparation(config: LlavaOnevisionConfig, pixels: Pixels) -> Preparation:
+def _preparation(config: PretrainedConfig, pixels: Pixels) -> Preparation:
     """As the original's scripts prepare samples; its config.json names no template."""
-    template: TemplateName = "plain" if pixels.mode == "square" else RELEASED["template"]
-    video = VideoConfig(**RELEASED["video"])
-    return Preparation(checkpoint_geometry(config, pixels.mode), template, RELEASED["tag_policy"], video)
+    family = family_of(config)
+    released, geometry = family.released, family.checkpoint_geometry(config, pixels.mode)
+    template: TemplateName = "plain" if pixels.mode == "square" else released.template
+    return Preparation(geometry, template, released.tag_policy, VideoConfig(**released.video))
 
 
-def _tokenizer(settings: ConvertConfig, config: LlavaOnevisionConfig) -> PreTrainedTokenizerBase:
+def _tokenizer(settings: ConvertConfig, config: PretrainedConfig) -> PreTrainedTokenizerBase:
     """The original's tokenizer, or the base's, with both tags; their ids are written to the config."""
     folders = [folder for folder in (settings.original, settings.base) if folder]
     folder = next((f for f in folders if any((Path(f) / name).is_file() for name in _TOKENIZER_FILES)), "")

@@ -1,7 +1,7 @@
 """Checkpoints of the original trainer (LLaVA-VL/LLaVA-NeXT, commit b42941c): their kinds, tensor names and settings.
 
-Enters: a folder's files and its config.json, read as JSON. Leaves: names and a config of transformers'
-LlavaOnevision. What that cannot express is an error that names it, or a note where the weights are not concerned.
+Enters: a folder's files and its config.json, read as JSON. Leaves: names and a config of transformers. What that
+cannot express is an error that names it, or a note where the weights are not concerned.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ from typing import Any, Literal
 
 from transformers import Qwen2Config, SiglipVisionConfig
 
+from llava_train.family.registry import FAMILIES
 from llava_train.model.files.stored_tensors import has_weights
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.files import read_object
 from llava_train.start_folder.find import ADAPTER_CONFIG
 
-OriginalKind = Literal["full", "projector", "lora", "language_model", "onevision"]
+OriginalKind = Literal["full", "projector", "lora", "language_model", "converted"]
 
 BESIDE_ADAPTER = "non_lora_trainables.bin"
 PROJECTOR_FILE = "mm_projector.bin"
-MODEL_TYPES: dict[str, OriginalKind] = {"llava_qwen": "full", "qwen2": "language_model", "llava_onevision": "onevision"}
+MODEL_TYPES: dict[str, OriginalKind] = {
+    "llava_qwen": "full",
+    "qwen2": "language_model",
+    **{family.model_type: "converted" for family in FAMILIES},
+}
 SO400M: dict[
     str, Any
 ] = {  # siglip-so400m-patch14-384 without its last layer and its pooling head, as the original uses it
@@ -61,7 +66,7 @@ _TEXT_KEYS = (
     "eos_token_id",
 )
 
-# pattern of a name in a file -> name in LlavaOnevisionForConditionalGeneration as transformers 5 names it
+# pattern of a name in a file -> name in the model as transformers 5 names it
 _QWEN2 = (
     (r"model\.((?:embed_tokens|layers|norm)\..+)", r"model.language_model.\1"),
     (r"(lm_head\..+)", r"\1"),
@@ -76,7 +81,7 @@ NAMES: dict[OriginalKind | Literal["vision_tower"], tuple[tuple[str, str], ...]]
         *_QWEN2,
     ),
     "language_model": _QWEN2,
-    "onevision": (
+    "converted": (
         (rf"(?:model\.)?vision_tower\.(?:vision_model\.)?{_SIGLIP}", r"model.vision_tower.\1"),
         (r"(?:model\.)?multi_modal_projector\.(.+)", r"model.multi_modal_projector.\1"),
         (r"(?:model\.)?image_newline", "model.image_newline"),
@@ -174,7 +179,7 @@ def read_pixels(config: dict[str, Any], tile: int) -> Pixels:
     `anyres` gets a number that its grid never exceeds. `square` with `flat` stays: the intermediate of a first stage.
     """
     faults = [
-        _setting(name, f"is {value!r}", f"LlavaOnevision has only {allowed!r}")
+        _setting(name, f"is {value!r}", f"transformers has only {allowed!r}")
         for name, default, allowed in (
             ("mm_projector_type", "linear", "mlp2x_gelu"),
             ("mm_resampler_type", None, None),

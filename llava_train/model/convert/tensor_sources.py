@@ -1,4 +1,4 @@
-"""Which stored tensor fills which parameter of a LlavaOnevision model, when several folders make up one model.
+"""Which stored tensor fills which parameter of a model, when several folders make up one model.
 
 A part (tower, projector, newline, language model) comes whole from the first source that holds any of it. Whatever
 does not fit is a fault, and all faults are found at once.

@@ -25,11 +25,11 @@ OLDER_RULES = (
 
 
 def export_name(name: str) -> str:
-    """The name in the file of a parameter of `LlavaOnevisionForConditionalGeneration` as transformers 5 names it."""
+    """The name in the file of a parameter, by its name in the model of transformers 5."""
     for prefix, replacement in RENAMED:
         if name.startswith(prefix):
             return replacement + name.removeprefix(prefix)
-    raise ValueError(f"no place in a LlavaOnevision checkpoint for {name}")
+    raise ValueError(f"no place in a checkpoint for {name}")
 
 
 def older_name(key: str) -> str:

@@ -1,4 +1,4 @@
-"""The training forward of LLaVA-OneVision: a `PackedBatch` in, the summed cross-entropy of its supervised tokens out.
+"""The training forward: a `PackedBatch` in, the summed cross-entropy of its supervised tokens out.
 
 It calls the submodules of the untouched transformers class. All tiles and frames go through the vision tower in one
 call, and every forward runs the same modules whatever the batch holds, as ZeRO-3 needs on every rank.
@@ -6,19 +6,17 @@ call, and every forward runs the same modules whatever the batch holds, as ZeRO-
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import nn
-from transformers import LlavaOnevisionForConditionalGeneration
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.family.onevision.features import pack_features
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import Geometry, HFModel
+from llava_train.family.registry import family_of
 from llava_train.model.forward.attention import PACKED, TILES, AttentionChoice, Documents, choose_kernel, register
 from llava_train.model.forward.cpu_bf16 import widen_products
 from llava_train.model.forward.fused import fuse_norms
 from llava_train.model.forward.loss import make_loss
+from llava_train.shared.module_device import device_of
 
 
 class PackedForward(nn.Module):
@@ -32,7 +30,7 @@ class PackedForward(nn.Module):
 
     def __init__(
         self,
-        hf_model: LlavaOnevisionForConditionalGeneration,
+        hf_model: HFModel,
         geometry: Geometry,
         attention: AttentionChoice = "auto",
         device: torch.device | None = None,
@@ -46,6 +44,7 @@ class PackedForward(nn.Module):
         widen_products(hf_model, device or device_of(hf_model))
         self.hf_model = hf_model
         self.geometry = geometry
+        self.vision = family_of(hf_model.config).vision(hf_model, geometry)
         self.attention: AttentionChoice = attention
         self.device = device
 
@@ -78,52 +77,19 @@ class PackedForward(nn.Module):
     def embed(self, batch: PackedBatch) -> torch.Tensor:
         """Token embeddings [T, hidden] with the visual tokens in their places.
 
-        A batch without tiles sends a dummy tile through tower and projector and adds its features and the newline with
-        zero weight, so that the gradients of those parameters exist and are zero.
+        A batch without tiles sends a dummy tile through tower and projector. Its features, and the parameters that no
+        layout of the batch reads, are added with zero weight: their gradients exist on every rank, and are zero.
         """
-        model = self.hf_model.model
-        embeddings = model.language_model.get_input_embeddings()(batch.input_ids)
-        features = model.multi_modal_projector(self.tower_features(batch.pixel_values)).to(embeddings.device)
-        newline = model.image_newline.to(embeddings.device)
+        pixels, size = batch.pixel_values, self.geometry.tile_size
+        embeddings = self.hf_model.model.language_model.get_input_embeddings()(batch.input_ids)
+        features = self.vision.features(pixels if len(pixels) else pixels.new_zeros(1, 3, size, size))
+        features = features.to(embeddings.device)
+        unused = self.vision.unused()
+        zero = 0.0 if unused is None else 0.0 * unused.to(embeddings.device)
         if not batch.visuals:
-            unused = features.sum() + newline.sum()
-            return embeddings + 0.0 * unused.to(embeddings.dtype)
-        visual = pack_features(features, batch.visuals, self.geometry, newline)
-        visual = visual + 0.0 * newline  # touched even where no layout of the batch has a newline
+            return embeddings + (0.0 * features.sum() + zero).to(embeddings.dtype)
+        visual = self.vision.pack(features, batch.visuals) + zero
         return embeddings.index_copy(0, batch.visual_positions.to(embeddings.device), visual.to(embeddings.dtype))
-
-    def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """uint8 tiles [N, 3, S, S] -> [N, side**2, vision hidden], of a dummy tile where N is 0.
-
-        The hidden state is the one `config.vision_feature_layer` names, before `post_layernorm`. No graph is kept
-        where the tower is frozen: nothing below it trains.
-        """
-        tower = self.hf_model.model.vision_tower
-        if not len(pixel_values):
-            pixel_values = pixel_values.new_zeros(1, 3, self.geometry.tile_size, self.geometry.tile_size)
-        pixels = (pixel_values.float() / 255 - 0.5) / 0.5
-        trains = any(parameter.requires_grad for parameter in tower.parameters())
-        with nullcontext() if trains else torch.no_grad():
-            # the patches leave the embeddings transposed, and every layer would run on strided rows
-            hidden = tower.embeddings(pixels.to(device_of(tower.embeddings), tower.dtype)).contiguous()
-            for layer in tower.encoder.layers[: num_tower_layers(self.hf_model.config)]:
-                hidden = layer(hidden.to(device_of(layer)), None)
-        return hidden
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes. Where accelerate keeps its weights elsewhere, its hooks know; those of a module around
-    it do not run, since the forward calls the parts by themselves."""
-    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
-    told = (device for hook in hooks if (device := getattr(hook, "execution_device", None)) is not None)
-    device = next(told, None)
-    return next(module.parameters()).device if device is None else torch.device(device)
-
-
-def num_tower_layers(config) -> int:
-    """How many encoder layers run up to the hidden state `vision_feature_layer` (-1 = after the last, 0 = none)."""
-    layer, layers = config.vision_feature_layer, config.vision_config.num_hidden_layers
-    return layer if layer >= 0 else layers + 1 + layer
 
 
 def _check_places(batch: PackedBatch) -> None:

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
+from llava_train.family.base import Family
 from llava_train.model.hf_folder.usage_lines import (
     adapter_lines,
     four_bit_lines,
@@ -92,7 +93,7 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 EXAMPLE = {"folder": ".", "image": "a.png", "question": "What is shown?"}
 
 
-def render_card(card: Card, is_intermediate: bool, is_adapter: bool = False) -> str:
+def render_card(card: Card, family: Family, is_intermediate: bool, is_adapter: bool = False) -> str:
     """Markdown with YAML front matter.
 
     is_intermediate: of a stage whose image mode transformers cannot express. is_adapter: of a folder that PEFT reads.
@@ -110,7 +111,8 @@ def render_card(card: Card, is_intermediate: bool, is_adapter: bool = False) -> 
         _by_stage("Versions", "package", [(stage, stage.get("versions", {})) for stage in stages]),
     ]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=front_matter(card, is_adapter).to_yaml(),
+        metadata=front_matter(card, family, is_adapter).to_yaml(),
+        family=family.title,
         title=_title(card),
         made=card.get("made", "trained by llava_train"),
         start=start,
@@ -118,15 +120,15 @@ def render_card(card: Card, is_intermediate: bool, is_adapter: bool = False) -> 
         licence=common_licence(card),
         is_intermediate=is_intermediate,
         is_adapter=is_adapter,
-        adapter=adapter_lines(start, **EXAMPLE),
-        plain=plain_lines(**EXAMPLE),
-        processor=processor_lines(**EXAMPLE),
+        adapter=adapter_lines(family, start, **EXAMPLE),
+        plain=plain_lines(family, **EXAMPLE),
+        processor=processor_lines(family, **EXAMPLE),
         pipeline=pipeline_lines(**EXAMPLE),
-        four_bit=four_bit_lines(**EXAMPLE),
+        four_bit=four_bit_lines(family, **EXAMPLE),
     )
 
 
-def front_matter(card: Card, is_adapter: bool = False) -> ModelCardData:
+def front_matter(card: Card, family: Family, is_adapter: bool = False) -> ModelCardData:
     """The hub's metadata; what is not known is left out. `license` stands where all that went in has the same one."""
     bases, licence = base_models(card), cast(dict[str, Any], common_licence(card))
     evaluation = card.get("evaluation", {})
@@ -136,7 +138,7 @@ def front_matter(card: Card, is_adapter: bool = False) -> ModelCardData:
         base_model=bases or None,
         base_model_relation=("adapter" if is_adapter else "finetune") if bases else None,
         datasets=hub_datasets(card) or None,
-        tags=["llava_onevision", "llava_train"],
+        tags=[family.model_type, "llava_train"],
         metrics=["accuracy"] if evaluation else None,
         model_name=_title(card) if evaluation else None,
         eval_results=[_result(task, scores) for task, scores in evaluation.items()] or None,

@@ -20,27 +20,26 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import init_empty_weights
 from PIL import Image
 from safetensors import safe_open
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessorPil,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PretrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
+from llava_train.family.base import HFModel, MediumShape
+from llava_train.family.registry import family_of
+from llava_train.model.files.model_class import model_class
 from llava_train.model.files.tensor_files import ALIGNMENT, DTYPES, Spec, bytes_of
 from llava_train.model.files.tensor_names import older_module, older_name
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 from llava_train.model.hf_folder.weights import INDEX_FILE, WEIGHTS_FILE, expected_specs
-from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
+from llava_train.records.tags import TAGS
 from llava_train.shared.errors import RunError
 from llava_train.shared.host_memory import available_memory, peak_memory
 from llava_train.shared.json_files import read_json
+from llava_train.text.placeholder_ids import index_of
 
 Read = Callable[[str], torch.Tensor]  # a parameter by its own name, in the dtype of the export
 
@@ -69,12 +68,12 @@ class _Refuted(Exception):
     """A check that failed."""
 
 
-def prove(folder: Path, config: LlavaOnevisionConfig, hashes: Mapping[str, str], read: Read) -> list[Check]:
+def prove(folder: Path, config: PretrainedConfig, hashes: Mapping[str, str], read: Read) -> list[Check]:
     """hashes: the parameters' own names -> sha256 of their bytes. Raises RunError where a check fails."""
     checks: dict[str, Callable[[], tuple[str, dict[str, float]]]] = {
         "tensor hashes": lambda: _hashes(folder, hashes),
         "keys in transformers 4.57": lambda: _older_keys(folder, config),
-        "keys in transformers 5": lambda: _installed_keys(folder),
+        "keys in transformers 5": lambda: _installed_keys(folder, config),
         "config": lambda: _config(folder, config),
         "logits": lambda: _logits(folder, config, read),
     }
@@ -153,7 +152,7 @@ def _hashes(folder: Path, hashes: Mapping[str, str]) -> tuple[str, dict[str, flo
     return told, {"tensors": len(found), "bytes": num_bytes, "files": files}
 
 
-def _older_keys(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[str, float]]:
+def _older_keys(folder: Path, config: PretrainedConfig) -> tuple[str, dict[str, float]]:
     dtype = _dtype(folder)
     found = {older_name(key): spec for key, spec in _stored(folder).items()}
     expected = {older_module(name): spec for name, spec in expected_specs(config, dtype).items()}
@@ -162,11 +161,10 @@ def _older_keys(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[s
     return f"{len(found):,}, by its renaming rules: none missing, unexpected or of another shape", {}
 
 
-def _installed_keys(folder: Path) -> tuple[str, dict[str, float]]:
+def _installed_keys(folder: Path, config: PretrainedConfig) -> tuple[str, dict[str, float]]:
     """By transformers' own loading, onto the meta device, which reads no weights."""
-    load: Any = LlavaOnevisionForConditionalGeneration.from_pretrained
     with _quiet():
-        model, info = load(
+        model, info = model_class(config).from_pretrained(
             folder,
             device_map="meta",
             ignore_mismatched_sizes=True,
@@ -186,13 +184,13 @@ def _installed_keys(folder: Path) -> tuple[str, dict[str, float]]:
 
 def refuse_support(folder: Path) -> None:
     """Raises RunError where the files beside the weights would be refused of an export; `folder` needs no weights."""
-    config: Any = LlavaOnevisionConfig.from_pretrained(folder, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if wrong := _wrong(_pairs(folder, config)):
         remedy = "mend that in the start's config.json or tokenizer files, and begin the stage anew"
         raise RunError(f"what this stage trains could not be exported: {wrong}\n    -> {remedy}")
 
 
-def _config(folder: Path, config: LlavaOnevisionConfig) -> tuple[str, dict[str, float]]:
+def _config(folder: Path, config: PretrainedConfig) -> tuple[str, dict[str, float]]:
     """What both majors read from the files is one thing, and that of the run."""
     stored = {spec.dtype for spec in _stored(folder).values()}
     if wrong := _wrong(_pairs(folder, config) | {"dtype of the tensors": (stored, {_dtype(folder)})}):
@@ -208,7 +206,7 @@ def _wrong(pairs: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(wrong)
 
 
-def _pairs(folder: Path, config: LlavaOnevisionConfig) -> dict[str, tuple[Any, Any]]:
+def _pairs(folder: Path, config: PretrainedConfig) -> dict[str, tuple[Any, Any]]:
     """What is found in the files, and what is expected."""
     content = read_json(folder / "config.json")
     text = content["text_config"]
@@ -225,8 +223,7 @@ def _pairs(folder: Path, config: LlavaOnevisionConfig) -> dict[str, tuple[Any, A
         "rope_scaling": (text.get("rope_scaling"), None if is_default else scaling),
         "tie_word_embeddings": (content["tie_word_embeddings"], config.tie_word_embeddings),
         "tie_word_embeddings of the text": (text["tie_word_embeddings"], config.tie_word_embeddings),
-        "image_token_index": (content["image_token_index"], tags.get(IMAGE_TAG)),
-        "video_token_index": (content["video_token_index"], tags.get(VIDEO_TAG)),
+        **{name: (content[name], tags.get(tag)) for tag in TAGS.values() if (name := index_of(tag)) in content},
         "vocab_size": (text["vocab_size"], trained.vocab_size),
         "room for the tokenizer's tokens": (text["vocab_size"] >= len(tokenizer), True),
         "end token among those of generation_config.json": (tokenizer.eos_token_id in ends, True),
@@ -238,7 +235,7 @@ def _dtype(folder: Path) -> torch.dtype:
     return getattr(torch, read_json(folder / "config.json")["dtype"])
 
 
-def _logits(folder: Path, config: LlavaOnevisionConfig, read: Read) -> tuple[str, dict[str, float]]:
+def _logits(folder: Path, config: PretrainedConfig, read: Read) -> tuple[str, dict[str, float]]:
     """Of the model made of the run's own tensors, and of the one that transformers loads from the folder."""
     specs = _stored(folder).values()
     needed = sum(spec.num_bytes for spec in specs) * MEMORY_FACTOR + MEMORY_SLACK
@@ -252,7 +249,7 @@ def _logits(folder: Path, config: LlavaOnevisionConfig, read: Read) -> tuple[str
         if seconds > MAX_SECONDS:
             raise _NotDone(f"would take about {seconds / 60:,.0f} minutes on this machine's processor")
         ours = _forward(lambda: _assembled(config, _dtype(folder), read), inputs)
-        theirs = _forward(lambda: _loaded(folder), inputs)
+        theirs = _forward(lambda: _loaded(folder, config), inputs)
     if bytes_of(ours) != bytes_of(theirs):
         raise _Refuted(f"differ by up to {(ours - theirs).abs().max().item():.3g} from those of the run's own tensors")
     finite = "" if ours.isfinite().all() else ", not all finite"
@@ -286,12 +283,12 @@ def _all_cores() -> Iterator[None]:
 _LOADING: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "attn_implementation": "sdpa"}
 
 
-def _loaded(folder: Path) -> LlavaOnevisionForConditionalGeneration:
+def _loaded(folder: Path, config: PretrainedConfig) -> HFModel:
     with _quiet():
-        return LlavaOnevisionForConditionalGeneration.from_pretrained(folder, trust_remote_code=False, **_LOADING)
+        return model_class(config).from_pretrained(folder, trust_remote_code=False, **_LOADING)
 
 
-def _assembled(config: LlavaOnevisionConfig, dtype: torch.dtype, read: Read) -> LlavaOnevisionForConditionalGeneration:
+def _assembled(config: PretrainedConfig, dtype: torch.dtype, read: Read) -> HFModel:
     """The model of this config with each parameter as `read` gives it; nothing of the folder."""
     with no_init_weights(), init_empty_weights():
         model: Any = AutoModelForImageTextToText.from_config(
@@ -305,7 +302,7 @@ def _assembled(config: LlavaOnevisionConfig, dtype: torch.dtype, read: Read) -> 
     return model
 
 
-def _forward(make: Callable[[], LlavaOnevisionForConditionalGeneration], inputs: dict[str, Any]) -> torch.Tensor:
+def _forward(make: Callable[[], HFModel], inputs: dict[str, Any]) -> torch.Tensor:
     """fp32 logits; the model is gone from memory afterwards."""
     model: Any = make().eval()
     for parameter in model.parameters():
@@ -322,14 +319,15 @@ def _forward(make: Callable[[], LlavaOnevisionForConditionalGeneration], inputs:
 
 def _prompt(folder: Path) -> dict[str, Any]:
     """A small image of coloured stripes and a question, by the folder's own tokenizer and image processor."""
-    config = LlavaOnevisionConfig.from_pretrained(folder, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     geometry = checkpoint_geometry(config)
     side = geometry.tile_size
     stripes = np.add.outer(np.arange(side), np.arange(side))[..., None] * np.array([3, 5, 7])
     picture = Image.fromarray((stripes % 256).astype(np.uint8))
-    processor = LlavaOnevisionImageProcessorPil.from_pretrained(folder, trust_remote_code=False)
+    processor_class: Any = getattr(transformers, family_of(config).image_processor)
+    processor = processor_class.from_pretrained(folder, trust_remote_code=False)
     pixels = processor(picture, return_tensors="pt")
-    image = [config.image_token_index] * geometry.image(side, side).num_tokens
+    image = [config.image_token_index] * geometry.layouts([MediumShape("image", side, side)])[0].num_tokens
     text = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(QUESTION)["input_ids"]
     return {"input_ids": torch.tensor([[*image, *text]]), **pixels}
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import LlavaOnevisionConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from llava_train.family.onevision.geometry import Geometry
-from llava_train.family.onevision.processor import aspect_ratio, processor_files
+from llava_train.family.base import Family, Geometry
+from llava_train.family.registry import family_of
+from llava_train.model.files.model_class import model_class
 from llava_train.model.hf_folder.card import Card, card_record, render_card
 from llava_train.model.hf_folder.preparation import PREPARATION_FILE, Preparation, checkpoint_geometry, notes_of
 from llava_train.model.hf_folder.weights import expected_specs, in_file_order, peek_dtype, write_weights
@@ -26,7 +27,7 @@ from llava_train.text.named_templates import chat_name
 def write_checkpoint(
     out: Path,
     named_tensors: Iterable[tuple[str, torch.Tensor]],
-    config: LlavaOnevisionConfig,
+    config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     preparation: Preparation,
     card: Card,
@@ -41,12 +42,12 @@ def write_checkpoint(
     with whole_folder(out) as folder:
         write_weights(folder, specs, in_file_order(specs, tensors, config.tie_word_embeddings))
         write_support(folder, config, tokenizer, preparation, dtype)
-        write_card(folder, card, preparation)
+        write_card(folder, card, preparation, family_of(config))
 
 
 def write_support(
     folder: Path,
-    config: LlavaOnevisionConfig,
+    config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     preparation: Preparation,
     dtype: torch.dtype,
@@ -56,7 +57,7 @@ def write_support(
     Where it was trained by template checkpoint, the chat template is the one that the tokenizer carries, as it stands.
     """
     geometry = preparation.geometry
-    if geometry.mode == "square":  # transformers has no such mode: its files keep the grid of the config
+    if not geometry.is_in_transformers:  # its files keep what the config says
         geometry = checkpoint_geometry(config)
     write_json_file(folder / "config.json", _config(config, geometry, dtype))
     write_json_file(folder / "generation_config.json", _generation_config(tokenizer, preparation))
@@ -66,20 +67,20 @@ def write_support(
     else:
         chat = chat_template(preparation.template, preparation.tag_policy)
     (folder / "chat_template.jinja").write_bytes(chat.encode())
-    for name, content in processor_files(geometry).items():
+    for name, content in family_of(config).processor_files(geometry).items():
         write_json_file(folder / name, content)
     write_json_file(folder / PREPARATION_FILE, notes_of(preparation))
 
 
-def write_card(folder: Path, card: Card, preparation: Preparation, is_adapter: bool = False) -> None:
+def write_card(folder: Path, card: Card, preparation: Preparation, family: Family, is_adapter: bool = False) -> None:
     """README.md, and in the notes what a later stage must know to tell the whole recipe."""
     notes = folder / PREPARATION_FILE
     write_json_file(notes, read_json(notes) | card_record(card))
-    text = render_card(card, preparation.geometry.mode == "square", is_adapter)
+    text = render_card(card, family, not preparation.geometry.is_in_transformers, is_adapter)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype) -> dict[str, Any]:
+def _config(config: PretrainedConfig, geometry: Geometry, dtype: torch.dtype) -> dict[str, Any]:
     """The config with this geometry. `rope_parameters` are said twice: 4.57 reads `rope_theta` and `rope_scaling`."""
     content = config.to_dict()
     content.pop("quantization_config", None)  # of how the model was trained; what is written is not quantised
@@ -91,11 +92,9 @@ def _config(config: LlavaOnevisionConfig, geometry: Geometry, dtype: torch.dtype
     text["tie_word_embeddings"] = content["tie_word_embeddings"]  # 5.x reads either, 4.57 the text's
     if scaling["rope_type"] != "default":
         text["rope_scaling"] = scaling
-    content["architectures"] = ["LlavaOnevisionForConditionalGeneration"]
+    content["architectures"] = [model_class(config).__name__]
     content["dtype"] = text["dtype"] = content["vision_config"]["dtype"] = str(dtype).removeprefix("torch.")
-    content["image_grid_pinpoints"] = geometry.pinpoints()
-    content["vision_aspect_ratio"] = aspect_ratio(geometry)
-    return content
+    return content | family_of(config).config_fields(geometry)
 
 
 def _generation_config(tokenizer: PreTrainedTokenizerBase, preparation: Preparation) -> dict[str, Any]:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
-from transformers import LlavaOnevisionConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from llava_train.config.schema import StageConfig, VideoConfig
-from llava_train.family.onevision.geometry import Geometry, make_geometry
-from llava_train.family.onevision.start import open_start
+from llava_train.family.base import Family, Geometry
+from llava_train.family.registry import family_of
+from llava_train.model.start.start_faults import open_start
 from llava_train.shared.json_files import read_json
 from llava_train.text.base import TagPolicy, TemplateName
 
 PREPARATION_FILE = "llava_train.json"
-RELEASED: dict[str, Any] = {  # the released LLaVA-OneVision checkpoints: finetune_ov.sh of LLaVA-NeXT, commit b42941c
-    "mode": "anyres",
-    "template": "qwen",
-    "tag_policy": "front",
-    "video": {"fps": 1.0, "max_frames": 32},
-}
 
 
 @dataclass(frozen=True)
@@ -35,27 +29,20 @@ class Preparation:
     video: VideoConfig
 
 
-def read_preparation(folder: str, config: LlavaOnevisionConfig, adapter: str = "") -> Preparation:
+def read_preparation(folder: str, config: PretrainedConfig, adapter: str = "") -> Preparation:
     """How to prepare samples for a checkpoint: from its notes, or as for the released ones where it has none.
 
     What the folder of an adapter on it notes, and the grid of the processor that lies there, go before its base's.
     """
-    notes = RELEASED | _read_if_there(Path(folder) / PREPARATION_FILE)
+    family = family_of(config)
+    notes = asdict(family.released) | _read_if_there(Path(folder) / PREPARATION_FILE)
     if adapter:
         notes |= _read_if_there(Path(adapter) / PREPARATION_FILE)
-        config = _with_processor_of(Path(adapter), config)
-    geometry = checkpoint_geometry(config, notes["mode"])
+        processor = _read_if_there(Path(adapter) / "processor_config.json")
+        images = _read_if_there(Path(adapter) / "preprocessor_config.json")  # of 4.57; 5.x keeps it in the other file
+        config = family.with_processor(config, images or processor.get("image_processor", {}), processor)
+    geometry = family.checkpoint_geometry(config, notes["mode"])
     return Preparation(geometry, notes["template"], notes["tag_policy"], VideoConfig(**notes["video"]))
-
-
-def _with_processor_of(folder: Path, config: LlavaOnevisionConfig) -> LlavaOnevisionConfig:
-    """The config with the grid and tiles of the processor files in the folder, as far as they are there."""
-    processor = _read_if_there(folder / "processor_config.json")
-    images = _read_if_there(folder / "preprocessor_config.json") or processor.get("image_processor", {})  # 4.57, or 5.x
-    config = deepcopy(config)
-    config.image_grid_pinpoints = images.get("image_grid_pinpoints", config.image_grid_pinpoints)
-    config.vision_aspect_ratio = processor.get("vision_aspect_ratio", config.vision_aspect_ratio)
-    return config
 
 
 def notes_of(preparation: Preparation) -> dict[str, Any]:
@@ -67,18 +54,14 @@ def notes_of(preparation: Preparation) -> dict[str, Any]:
     }
 
 
-def checkpoint_geometry(config: LlavaOnevisionConfig, mode: Literal["square", "anyres"] = "anyres") -> Geometry:
-    """The geometry that transformers applies to a checkpoint with this config."""
-    vision = cast(Any, config.vision_config)
-    size = vision.image_size
-    pinpoints = config.image_grid_pinpoints or []
-    grid = tuple((height // size, width // size) for height, width in pinpoints)
-    max_tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-    return Geometry(size, vision.patch_size, mode, grid, max_tiles)
+def checkpoint_geometry(config: PretrainedConfig) -> Any:
+    """The geometry that transformers applies to a checkpoint with this config, of its family's own class."""
+    family = family_of(config)
+    return family.checkpoint_geometry(config, family.released.mode)
 
 
 def stage_geometries(
-    stages: Mapping[str, StageConfig], init: str, tile_size: int, patch_size: int
+    stages: Mapping[str, StageConfig], init: str, family: Family, tile_size: int, patch_size: int
 ) -> dict[str, Geometry]:
     """By stage, of a run that starts from the checkpoint `init`, or from parts where it is empty; no weights are read.
 
@@ -87,12 +70,12 @@ def stage_geometries(
     geometries: dict[str, Geometry] = {}
     for name, stage in stages.items():
         if stage.image.mode != "checkpoint":
-            geometries[name] = make_geometry(tile_size, patch_size, stage.image)
+            geometries[name] = family.geometry(tile_size, patch_size, stage.image)
         elif geometries:
             geometries[name] = list(geometries.values())[-1]
         else:
             folder = open_start("model.init", init, weights=False).folder
-            config = LlavaOnevisionConfig.from_pretrained(folder, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             geometries[name] = read_preparation(str(folder), config).geometry
     return geometries
 

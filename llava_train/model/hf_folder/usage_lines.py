@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from llava_train.family.base import Family
+
 # module names in both majors of transformers; what is named here replaces its own list, so lm_head stands here too
 NOT_QUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 
 _ASK = """\
-pixels = LlavaOnevisionImageProcessorPil.from_pretrained(folder)(Image.open({image!r}), return_tensors="pt")
+pixels = {image_processor}.from_pretrained(folder)(Image.open({image!r}), return_tensors="pt")
 content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
 turns = [{{"role": "user", "content": content}}]
 text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -19,22 +21,22 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 PLAIN = (
     """\
 from PIL import Image
-from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+from transformers import AutoTokenizer, {model_class}, {image_processor}
 
 folder = {folder!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype="auto")
+model = {model_class}.from_pretrained(folder, dtype="auto")
 """
     + _ASK
 )
 
 PROCESSOR = """\
 from PIL import Image
-from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+from transformers import AutoProcessor, {model_class}
 
 folder = {folder!r}
 processor = AutoProcessor.from_pretrained(folder)
-model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype="auto")
+model = {model_class}.from_pretrained(folder, dtype="auto")
 content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
 turns = [{{"role": "user", "content": content}}]
 text = processor.apply_chat_template(turns, add_generation_prompt=True)
@@ -50,15 +52,13 @@ import json
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoTokenizer, GenerationConfig
-from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+from transformers import {model_class}, {image_processor}
 
 base, folder = {base!r}, {folder!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = LlavaOnevisionForConditionalGeneration.from_pretrained(base, dtype="auto")
+model = {model_class}.from_pretrained(base, dtype="auto")
 # grid, tiles and end tokens as in training; the base may have others
-model.config.image_grid_pinpoints = json.load(open(f"{{folder}}/preprocessor_config.json"))["image_grid_pinpoints"]
-model.config.vision_aspect_ratio = json.load(open(f"{{folder}}/processor_config.json"))["vision_aspect_ratio"]
-model.generation_config = GenerationConfig.from_pretrained(folder)
+{settings}model.generation_config = GenerationConfig.from_pretrained(folder)
 model = PeftModel.from_pretrained(model, folder)
 """
     + _ASK
@@ -78,7 +78,7 @@ FOUR_BIT = """\
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, BitsAndBytesConfig
-from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+from transformers import {model_class}, {image_processor}
 
 folder = {folder!r}
 four_bit = BitsAndBytesConfig(
@@ -88,10 +88,10 @@ four_bit = BitsAndBytesConfig(
     llm_int8_skip_modules={skipped!r},
 )
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = LlavaOnevisionForConditionalGeneration.from_pretrained(
+model = {model_class}.from_pretrained(
     folder, quantization_config=four_bit, dtype=torch.bfloat16, device_map="auto"
 )
-pixels = LlavaOnevisionImageProcessorPil.from_pretrained(folder)(Image.open({image!r}), return_tensors="pt")
+pixels = {image_processor}.from_pretrained(folder)(Image.open({image!r}), return_tensors="pt")
 pixels = pixels.to(model.device, torch.bfloat16)
 content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
 turns = [{{"role": "user", "content": content}}]
@@ -103,19 +103,20 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 """
 
 
-def plain_lines(folder: str, image: str, question: str) -> str:
+def plain_lines(family: Family, folder: str, image: str, question: str) -> str:
     """Without torchvision; transformers 5."""
-    return PLAIN.format(folder=folder, image=image, question=question)
+    return PLAIN.format(**_classes(family), folder=folder, image=image, question=question)
 
 
-def processor_lines(folder: str, image: str, question: str) -> str:
+def processor_lines(family: Family, folder: str, image: str, question: str) -> str:
     """Through AutoProcessor, which needs torchvision; transformers 4.57 and 5."""
-    return PROCESSOR.format(folder=folder, image=image, question=question)
+    return PROCESSOR.format(**_classes(family), folder=folder, image=image, question=question)
 
 
-def adapter_lines(base: str, folder: str, image: str, question: str) -> str:
+def adapter_lines(family: Family, base: str, folder: str, image: str, question: str) -> str:
     """The adapter `folder` on the checkpoint `base`, without torchvision."""
-    return ADAPTER.format(base=base, folder=folder, image=image, question=question)
+    names = {**_classes(family), "settings": family.settings_lines}
+    return ADAPTER.format(**names, base=base, folder=folder, image=image, question=question)
 
 
 def pipeline_lines(folder: str, image: str, question: str) -> str:
@@ -123,6 +124,11 @@ def pipeline_lines(folder: str, image: str, question: str) -> str:
     return PIPELINE.format(folder=folder, image=image, question=question)
 
 
-def four_bit_lines(folder: str, image: str, question: str) -> str:
+def four_bit_lines(family: Family, folder: str, image: str, question: str) -> str:
     """The language model in 4 bits, by bitsandbytes; transformers 5."""
-    return FOUR_BIT.format(folder=folder, image=image, question=question, skipped=list(NOT_QUANTISED))
+    skipped = list(NOT_QUANTISED)
+    return FOUR_BIT.format(**_classes(family), folder=folder, image=image, question=question, skipped=skipped)
+
+
+def _classes(family: Family) -> dict[str, str]:
+    return {"model_class": family.model_class, "image_processor": family.image_processor}

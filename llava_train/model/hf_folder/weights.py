@@ -8,8 +8,9 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import PretrainedConfig
 
+from llava_train.model.files.model_class import model_class
 from llava_train.model.files.tensor_files import Spec, bytes_of, write_tensors
 from llava_train.model.files.tensor_names import export_name
 from llava_train.shared.json_files import write_json_file
@@ -18,10 +19,10 @@ MAX_SHARD_BYTES = 5_000_000_000
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 
-def expected_specs(config: LlavaOnevisionConfig, dtype: torch.dtype) -> dict[str, Spec]:
+def expected_specs(config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Spec]:
     """Every parameter of the model, in its own names and order; tied ones appear once."""
     with torch.device("meta"):
-        model = LlavaOnevisionForConditionalGeneration(config)
+        model = model_class(config)(config)
     return {name: Spec(dtype, tuple(parameter.shape)) for name, parameter in model.named_parameters()}
 
 

@@ -1,4 +1,4 @@
-"""The model of a run from its weights: one LlavaOnevision checkpoint, or a language model and a SigLIP tower.
+"""The model of a run from its weights: one checkpoint, or a language model and a vision tower.
 
 Weights are read from safetensors alone, no code from a checkpoint runs, and every key must fit.
 """
@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llava_train.config.schema import GenerateModel, ModelConfig, Precision
-from llava_train.family.onevision.settings import read_settings, read_tokenizer
-from llava_train.family.onevision.start import open_start
+from llava_train.family.base import HFModel
+from llava_train.model.files.model_class import model_class
 from llava_train.model.loading.join_parts import Load, join_parts
 from llava_train.model.loading.quantized import LoadIn, load_quantized
 from llava_train.model.loading.strict_load import load_strictly
 from llava_train.model.loading.tiny_model import make_tiny
 from llava_train.model.prepare.trained_parts import PARTS, Part
+from llava_train.model.start.read_model import read_config, read_settings, read_tokenizer
+from llava_train.model.start.start_faults import open_start
 from llava_train.start_folder.find import TINY
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -33,7 +35,7 @@ class LoadedModel:
     folder: of the checkpoint, on this machine; None where it was joined from parts.
     """
 
-    model: LlavaOnevisionForConditionalGeneration
+    model: HFModel
     tokenizer: PreTrainedTokenizerBase
     sources: dict[Part, str]
     folder: Path | None = None
@@ -71,7 +73,7 @@ def load_checkpoint(
     device_map: DeviceMap = "none",
     load: Load = load_strictly,
 ) -> LoadedModel:
-    """The LlavaOnevision checkpoint `model.init`.
+    """The checkpoint `model.init`.
 
     dtype auto: as stored. load_in: of its language model's linear layers. device_map: where accelerate puts the
     modules; none: on the CPU, quantised on the current CUDA device where there is one.
@@ -80,7 +82,7 @@ def load_checkpoint(
     start = open_start("model.init", model.init)
     tokenizer = read_tokenizer(start, read_settings(start))
     if load_in == "none":
-        hf_model = load(LlavaOnevisionForConditionalGeneration, "model.init", start.folder, dtype, **places)
+        hf_model = load(model_class(read_config(start)), "model.init", start.folder, dtype, **places)
     else:
         hf_model = load_quantized("model.init", start.folder, dtype, load_in, **places)
     return LoadedModel(hf_model, tokenizer, dict.fromkeys(PARTS, model.init), start.folder)

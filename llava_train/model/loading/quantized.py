@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig
 
+from llava_train.family.base import HFModel
+from llava_train.model.files.model_class import model_class
 from llava_train.model.hf_folder.usage_lines import NOT_QUANTISED
 from llava_train.model.hf_folder.weights import expected_specs
 from llava_train.model.loading.strict_load import load_strictly
@@ -29,7 +31,7 @@ CLASSES = {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}
 
 def load_quantized(
     key: str, folder: Path, dtype: torch.dtype | Literal["auto"], load_in: LoadIn, **kwargs: Any
-) -> LlavaOnevisionForConditionalGeneration:
+) -> HFModel:
     """The checkpoint `folder`, which `key` of the configuration names, quantised while it is read.
 
     It comes to the current CUDA device where there is one, or as a device_map in `kwargs` says. dtype auto: as its
@@ -38,7 +40,7 @@ def load_quantized(
     """
     if not find_spec("bitsandbytes"):
         raise _fault(f"{load_in} needs bitsandbytes, which is not installed", "pip install 'llava_train[quant]'")
-    config = LlavaOnevisionConfig.from_pretrained(folder, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stored: Any = config.dtype or torch.float32
     compute: torch.dtype = stored if dtype == "auto" else dtype
     if load_in == "4bit":
@@ -46,7 +48,7 @@ def load_quantized(
     four_bit = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute} if load_in == "4bit" else {}
     settings = BitsAndBytesConfig(**{f"load_in_{load_in}": True}, llm_int8_skip_modules=list(NOT_QUANTISED), **four_bit)
     kwargs["quantization_config"] = settings
-    hf_model = load_strictly(LlavaOnevisionForConditionalGeneration, key, folder, compute, **kwargs)
+    hf_model = load_strictly(model_class(config), key, folder, compute, **kwargs)
     refuse_other_classes(hf_model, load_in)
     _refuse_other_shapes(key, folder, hf_model)
     del hf_model.config.quantization_config  # of the weights in memory: what is written from this config is plain
@@ -83,7 +85,7 @@ def _refuse_other_shapes(key: str, folder: Path, hf_model: nn.Module) -> None:
         raise ConfigError.one(key, problem, "use a checkpoint of this architecture")
 
 
-def _refuse_broken_blocks(folder: Path, config: LlavaOnevisionConfig, dtype: torch.dtype) -> None:
+def _refuse_broken_blocks(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> None:
     """bitsandbytes 0.50.2 fails on rows of broken blocks as soon as a CPU with AVX512-BF16 evaluates them."""
     shapes = {n: spec.shape for n, spec in expected_specs(config, dtype).items() if n.startswith(LAYERS)}
     for name, shape in shapes.items():

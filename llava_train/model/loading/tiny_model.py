@@ -1,4 +1,4 @@
-"""A LlavaOnevision checkpoint with random weights, made in a second, no download: for tests and `model.init=tiny`."""
+"""A checkpoint with random weights, made in a second, no download: for tests and `model.init=tiny`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoTokenizer,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    SiglipVisionConfig,
 )
 
 from llava_train.config.schema import VideoConfig
+from llava_train.family.base import HFModel
+from llava_train.family.registry import tiny_family
+from llava_train.model.files.model_class import model_class
 from llava_train.model.hf_folder.card import Card
 from llava_train.model.hf_folder.folder import write_checkpoint
 from llava_train.model.hf_folder.preparation import Preparation, checkpoint_geometry
@@ -63,13 +64,12 @@ def tiny_config(
     max_tiles: int = 9,
     vision: Mapping[str, int] = MappingProxyType({}),
     text: Mapping[str, int] = MappingProxyType({}),
-) -> LlavaOnevisionConfig:
-    """Two layers each; more embedding rows than tokens, as in the published checkpoints; grid (1x1) to (3x3).
+) -> Any:
+    """Two layers each; more embedding rows than tokens, as in the published checkpoints.
 
     vision, text: dimensions that are another, by their names in config.json.
     """
-    sides = [tile_size * n for n in (1, 2, 3)]
-    tower: dict[str, Any] = {
+    tower: dict[str, int] = {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
@@ -88,24 +88,18 @@ def tiny_config(
     }
     rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
     vocabulary = tokenizer.get_vocab()
-    return LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**tower, image_size=tile_size, patch_size=patch_size, vision_use_head=False),
-        text_config=Qwen2Config(**language, rope_parameters=rope, tie_word_embeddings=tied),
-        image_token_index=vocabulary["<image>"],
-        video_token_index=vocabulary["<video>"],
-        image_grid_pinpoints=[[height, width] for height in sides for width in sides],
-        vision_aspect_ratio=f"anyres_max_{max_tiles}",
-        tie_word_embeddings=tied,
-    )
+    config = Qwen2Config(**language, rope_parameters=rope, tie_word_embeddings=tied)
+    ids = vocabulary["<image>"], vocabulary["<video>"]
+    return tiny_family().tiny_config(config, tower, tile_size, patch_size, max_tiles, ids)
 
 
-def tiny_model(config: LlavaOnevisionConfig, seed: int = 0) -> LlavaOnevisionForConditionalGeneration:
+def tiny_model(config: PretrainedConfig, seed: int = 0) -> HFModel:
     """Random fp32 weights, the same for the same seed.
 
     Drawn larger than transformers does (standard deviation 0.02), which leaves so small a model deaf to its input.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = LlavaOnevisionForConditionalGeneration(config)
+    model = model_class(config)(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 or name == "model.image_newline":

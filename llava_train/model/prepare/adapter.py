@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.schema import LoraConfig, StageConfig
+from llava_train.family.base import HFModel
 from llava_train.model.files.tensor_files import Spec, write_tensors
 from llava_train.model.prepare.peft_folder import PREFIX, fault, read_peft_folder
 from llava_train.model.prepare.trained_parts import PARTS, Part, is_adapter, is_unused, learning_rate_of, part_of
@@ -37,7 +37,7 @@ MODULES: dict[Part, str] = {
 _ADAPTER_NAME = ".default"  # what PEFT calls an adapter that was given no name; left out in files
 
 
-def inject(hf_model: LlavaOnevisionForConditionalGeneration, lora: Mapping[str, LoraConfig], seed: int) -> None:
+def inject(hf_model: HFModel, lora: Mapping[str, LoraConfig], seed: int) -> None:
     """Puts adapters into the layers that `lora` names by part, in place; `seed` draws them.
 
     Raises ConfigError where a target is no linear layer of its part.
@@ -166,7 +166,7 @@ def saved_modules(stage: StageConfig) -> tuple[str, ...] | None:
     return None if "language_model" in whole else tuple(MODULES[part].rpartition(".")[2] for part in whole)
 
 
-def adapter_names(hf_model: LlavaOnevisionForConditionalGeneration, config: Any) -> list[str]:
+def adapter_names(hf_model: HFModel, config: Any) -> list[str]:
     """What the folder of an adapter holds, in the model's own names; puts the adapter's layers into `hf_model`."""
     from peft import inject_adapter_in_model
 
@@ -187,7 +187,7 @@ def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, torch.
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def attach_adapter(hf_model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
+def attach_adapter(hf_model: HFModel, folder: Path) -> None:
     """Puts the adapter of a PEFT folder on a plain model, in place: its logits are then those of PeftModel.
 
     Every key must fit. Raises ConfigError.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import nn
-from transformers import LlavaOnevisionForConditionalGeneration
 
 from llava_train.config.schema import LearningRate, LearningRates
-from llava_train.model.forward.packed_forward import num_tower_layers
+from llava_train.costs.dims import num_tower_layers
+from llava_train.family.base import HFModel
 
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -27,7 +27,7 @@ _ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)(\.|$)")
 
 
 def part_of(name: str) -> Part:
-    """The part of a parameter of `LlavaOnevisionForConditionalGeneration`, by its name there."""
+    """The part of a parameter, by its name in the transformers model."""
     parts = [part for part, pattern in PATTERNS.items() if pattern.search(name)]
     if len(parts) != 1:
         raise ValueError(f"parameter {name} belongs to {parts or 'no part'}; it must belong to exactly one of {PARTS}")
@@ -51,9 +51,7 @@ def learning_rate_of(rates: LearningRates, part: Part) -> LearningRate:
     return getattr(rates, part)
 
 
-def set_trainable(
-    hf_model: LlavaOnevisionForConditionalGeneration, rates: LearningRates, adapted: Container[str] = ()
-) -> None:
+def set_trainable(hf_model: HFModel, rates: LearningRates, adapted: Container[str] = ()) -> None:
     """Every parameter of a part with a learning rate requires a gradient; frozen parts and unused parameters do not.
 
     Of the parts in `adapted` only the adapters do. Call after they are injected.
@@ -64,9 +62,7 @@ def set_trainable(
         parameter.requires_grad_(not frozen and (part not in adapted or is_adapter(name)))
 
 
-def parameter_groups(
-    hf_model: LlavaOnevisionForConditionalGeneration, rates: LearningRates, weight_decay: float
-) -> list[dict[str, Any]]:
+def parameter_groups(hf_model: HFModel, rates: LearningRates, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for a torch optimiser: {name, params, lr, weight_decay}, one per trained part.
 
     With weight decay a part has a second group, without it, for biases, norm weights and image_newline. Each trainable

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_load, try_to_load_from_cache
+from transformers import AutoConfig
 from yaml import YAMLError
 
 from llava_train.config.mixture import stage_sources
@@ -15,6 +16,7 @@ from llava_train.config.rules.adapter import how_trained
 from llava_train.config.schema import Config, ModelConfig, StageConfig
 from llava_train.evaluate.prediction import EVALUATION_FILE as EVALUATION
 from llava_train.evaluate.prediction import Prediction, TaskResult
+from llava_train.family.registry import family_of
 from llava_train.model.hf_folder.card import (
     Card,
     DataSource,
@@ -24,7 +26,7 @@ from llava_train.model.hf_folder.card import (
     last_names,
     render_card,
 )
-from llava_train.model.hf_folder.preparation import PREPARATION_FILE
+from llava_train.model.hf_folder.preparation import PREPARATION_FILE, read_preparation
 from llava_train.model.prepare.trained_parts import PARTS
 from llava_train.shared.errors import ConfigError
 from llava_train.shared.json_files import read_json
@@ -72,7 +74,9 @@ def refresh_card(config: Config, stage: Stage) -> None:
     notes = stage.export / PREPARATION_FILE
     content = read_json(notes) | card_record(card)
     write_json(notes, content)
-    write_whole(stage.export / "README.md", render_card(card, content["mode"] == "square"))
+    trained = AutoConfig.from_pretrained(stage.export, trust_remote_code=False)
+    is_intermediate = not read_preparation(str(stage.export), trained).geometry.is_in_transformers
+    write_whole(stage.export / "README.md", render_card(card, family_of(trained), is_intermediate))
 
 
 def exported_state(summary: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import AutoConfig
 
 from llava_train.config.load import load_dumped
 from llava_train.config.schema import Config, LoraConfig
+from llava_train.family.registry import family_of
+from llava_train.model.files.model_class import model_class
 from llava_train.model.files.start_weights import StartWeights
 from llava_train.model.files.tensor_files import SlicedFiles, Spec
 from llava_train.model.hf_folder.card import Card
@@ -107,12 +109,12 @@ def export_checkpoint(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
     restart_peak()
     before = peak_memory()
     base = stage_dir / on_disk.BASE
-    config: Any = LlavaOnevisionConfig.from_pretrained(base, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
     weights = open_step_weights(base, step, config, _stage_of(stage_dir).settings.lora)
     with whole_folder(out) as folder:
         _copy_support(base, folder)
         hashes = write_weights(folder, weights.specs, ((name, weights.read(name)) for name in weights.specs))
-        write_card(folder, _run_card(stage_dir, step), read_preparation(str(base), config))
+        write_card(folder, _run_card(stage_dir, step), read_preparation(str(base), config), family_of(config))
         written = peak_memory()
         checks = prove(folder, config, hashes, weights.read)
         report = {
@@ -136,10 +138,10 @@ def export_adapter(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
     if saved is None:
         told = f"{stage_dir} trains the whole language model, which no adapter can hold"
         raise RunError(f"{told}\n    -> export the whole model: merge=true")
-    config: Any = LlavaOnevisionConfig.from_pretrained(base, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
     weights = open_step_weights(base, step, config, stage.settings.lora)
     with torch.device("meta"):
-        plain = LlavaOnevisionForConditionalGeneration(config)
+        plain = model_class(config)(config)
     made = peft_config(plain, stage.settings.lora, stage.start.init, saved)
     names = adapter_names(plain, made)
     if wrong := sorted({name for name in weights.trained.shapes if is_adapter(name)} - set(names)):
@@ -148,7 +150,8 @@ def export_adapter(stage_dir: Path, step: Path, out: Path) -> dict[str, Any]:
         _copy_support(base, folder, without=("config.json",))
         tensors = {name: (weights.read_trained if is_adapter(name) else weights.read)(name) for name in names}
         write_adapter(folder, made, tensors)
-        write_card(folder, _run_card(stage_dir, step), read_preparation(str(base), config), is_adapter=True)
+        card, preparation = _run_card(stage_dir, step), read_preparation(str(base), config)
+        write_card(folder, card, preparation, family_of(config), is_adapter=True)
     size = sum(tensor.numel() for tensor in tensors.values())
     return {"stage": stage_dir.name, "checkpoint": step.name, "tensors": len(names), "parameters": size}
 

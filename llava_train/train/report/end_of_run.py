@@ -15,10 +15,12 @@ from llava_train.config.schema import Config
 from llava_train.data.media.image import open_image
 from llava_train.data.media.sample_media import make_video_reader
 from llava_train.evaluate.prediction import Prediction, TaskResult
+from llava_train.family.registry import family_of
 from llava_train.model.hf_folder.usage_lines import plain_lines, processor_lines
 from llava_train.ranks.process_group import Ranks
 from llava_train.records.tags import IMAGE_TAG, VIDEO_TAG
 from llava_train.shared.console import console
+from llava_train.shared.json_files import read_json
 from llava_train.train.export.card import refresh_card
 from llava_train.train.report.metrics import read_metrics
 from llava_train.train.run.stages import Stage, all_stages
@@ -153,8 +155,9 @@ def loading_lines(folder: Path, results: dict[str, dict[str, TaskResult]]) -> st
     single = (p for task in tasks for p in task.predictions if len(p.images) == 1 and not p.videos)
     shown = next(single, None)
     image, question = (shown.images[0], _words(shown.question)) if shown else ("a.png", "What is shown?")
+    family = family_of(read_json(folder / "config.json"))
     example = {"folder": str(folder), "image": image, "question": question}
-    plain, processor = (indent(lines(**example), "    ") for lines in (plain_lines, processor_lines))
+    plain, processor = (indent(lines(family, **example), "    ") for lines in (plain_lines, processor_lines))
     return f"\nask it, in this environment:\n\n{plain}\nor where torchvision is installed:\n\n{processor}"
 
 

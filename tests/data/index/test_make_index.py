@@ -23,7 +23,7 @@ from llava_train.data.media.sample_media import Limits, MediaReader
 from llava_train.data.media.video import VideoReader
 from llava_train.data.samples.encode import Encoder
 from llava_train.data.samples.parse import MediaRoots
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.geometry import OneVisionGeometry
 from llava_train.records.readers.open import open_source
 from llava_train.text.named_templates import make_template
 
@@ -38,7 +38,7 @@ test_make_index.made(Path(sys.argv[2]), Path(sys.argv[3]), num_workers=2)
 
 
 def reading(root: Path, tokenizer) -> Reading:
-    geometry = Geometry(32, 8, "square", (), 1)
+    geometry = OneVisionGeometry(32, 8, "square", (), 1)
     media = MediaReader(geometry, VideoReader(VideoConfig(1.0, 4), 60, 10**6), Limits(10**6))
     encoder = Encoder(tokenizer, 151646, 151647, make_template("qwen", "clean", "front"), 1024)
     return Reading(encoder, media, MediaRoots(root, root))

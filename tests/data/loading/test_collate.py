@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from llava_train.batch.packed import VisualLayout
 from llava_train.data.loading.collate import collate, filler
 from llava_train.data.samples.encode import EncodedSample
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import VisualLayout
+from llava_train.family.onevision.geometry import OneVisionGeometry
 
-GEOMETRY = Geometry(8, 4, "anyres", ((1, 1),), 9)
+GEOMETRY = OneVisionGeometry(8, 4, "anyres", ((1, 1),), 9)
 VIDEO = VisualLayout("video", 5, 6, (2, 1), 2, 3)
 IMAGE = VisualLayout("padded", 5, 6, (1, 1), 1, 2)
 
@@ -37,7 +37,7 @@ def test_pack_of_three_documents_by_hand():
             sample("c", [5, 9, 9, 6], [-100, -100, -100, 6], [1, 2], IMAGE),
         ],
         [tiles(10, 20), tiles(), tiles(30)],
-        GEOMETRY,
+        GEOMETRY.tile_size,
     )
     assert batch.input_ids.tolist() == [9, 9, 9, 1, 2, 3, 4, 5, 9, 9, 6]
     assert batch.labels.tolist() == [-100, -100, -100, 1, 2, -100, 4, -100, -100, -100, 6]
@@ -57,7 +57,7 @@ def test_pack_of_three_documents_by_hand():
 
 
 def test_filler_supervises_nothing_and_is_of_no_sample():
-    batch = filler(GEOMETRY)
+    batch = filler(GEOMETRY.tile_size)
     assert batch.sample_ids == ()
     assert batch.num_supervised == 0
     assert batch.cu_seqlens.tolist() == [0, 1]
@@ -66,4 +66,4 @@ def test_filler_supervises_nothing_and_is_of_no_sample():
 
 def test_tiles_that_differ_from_the_layout_are_refused_by_name():
     with pytest.raises(ValueError, match="s/c: 2 visual tokens and 2 tiles, laid out for 2 and 1"):
-        collate([sample("c", [5, 9, 9, 6], [-100, -100, -100, 6], [1, 2], IMAGE)], [tiles(1, 2)], GEOMETRY)
+        collate([sample("c", [5, 9, 9, 6], [-100, -100, -100, 6], [1, 2], IMAGE)], [tiles(1, 2)], GEOMETRY.tile_size)

@@ -10,7 +10,7 @@ from in_every_format import NUMBERS, WRITERS, write_messages
 from llava_train.config.load import load
 from llava_train.costs.dims import KNOWN_DIMS
 from llava_train.data.loading.stage_data import build_data
-from llava_train.family.onevision.geometry import make_geometry
+from llava_train.family.onevision.family import OneVision
 from llava_train.records.identity import identify_again
 from llava_train.records.readers.open import open_source
 
@@ -25,7 +25,7 @@ def trained_on(name: str, folder: Path, tokenizer) -> list[tuple]:
     words = ["+recipe=tiny", f"data.file={file}", f"data.root={folder}", "data.num_workers=0"]
     config = load([*words, "stages.onevision.global_batch_size=64", "stages.onevision.max_length=256"])
     stage = config.stages["onevision"]
-    geometry = make_geometry(32, 8, stage.image)
+    geometry = OneVision().geometry(32, 8, stage.image)
     data = build_data(config.data, stage, "onevision", tokenizer, geometry, DIMS, 0, 0, 1, folder / "cache")
     assert (data.num_samples, data.refused) == (len(NUMBERS), [])
     [source] = data.records

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
+from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.config.schema import VideoConfig
 from llava_train.data.loading.collate import collate
 from llava_train.data.media.sample_media import Limits, MediaReader, MediumSize
@@ -29,7 +29,8 @@ from llava_train.data.media.video import VideoReader
 from llava_train.data.samples.encode import EncodedSample, Encoder
 from llava_train.data.samples.parse import MediaRoots, to_answered, to_sample
 from llava_train.data.samples.sample import Sample, Turn
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.base import VisualLayout
+from llava_train.family.onevision.geometry import OneVisionGeometry
 from llava_train.records.fields import LEARNED_KEYS, RECORD_KEYS, REFUSED
 from llava_train.shared.errors import DataError
 from llava_train.text.chat_template import chat_template
@@ -124,7 +125,7 @@ def cases(draw, encoders: list[Encoder]) -> Case:
     counts = [(num_images, num_videos), (0, num_images + num_videos), (0, 0), (num_images + 1, num_videos)]
     images, videos = draw(st.sampled_from([*counts[:1] * 3, *counts]))
     sample = Sample("id", "s", turns, [Path("i.png")] * images, [Path("v.mp4")] * videos)
-    geometry = Geometry(32, 8, draw(st.sampled_from(["square", "anyres"])), ((1, 2), (2, 1), (2, 2)), 2)
+    geometry = OneVisionGeometry(32, 8, draw(st.sampled_from(["square", "anyres"])), ((1, 2), (2, 1), (2, 2)), 2)
     media = MediaReader(geometry, VideoReader(VideoConfig(1.0, 3), 1.0, NO_LIMIT), Limits(NO_LIMIT))
     try:
         order = sample.media()
@@ -274,9 +275,7 @@ def test_a_sample_keeps_its_labels_in_a_pack(encoders, examples):
         if not sound:
             return
         encoded = [one for one, _ in sound]
-        batch = collate(
-            encoded, [np.zeros((one.num_tiles, 3, 32, 32), np.uint8) for one in encoded], sound[0][1].media.geometry
-        )
+        batch = collate(encoded, [np.zeros((one.num_tiles, 3, 32, 32), np.uint8) for one in encoded], 32)
         for one, start, stop in zip(encoded, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
             assert batch.input_ids[start:stop].tolist() == one.input_ids.tolist()
             assert batch.labels[start:stop].tolist() == [IGNORE_INDEX, *one.labels[1:].tolist()]

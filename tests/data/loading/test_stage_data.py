@@ -30,7 +30,7 @@ from llava_train.config.schema import (
 from llava_train.costs.dims import KNOWN_DIMS
 from llava_train.data.index import make_index
 from llava_train.data.loading.stage_data import build_data
-from llava_train.family.onevision.geometry import make_geometry
+from llava_train.family.onevision.family import OneVision
 from llava_train.shared.errors import DataError
 from llava_train.text.chat_template import chat_template
 
@@ -79,7 +79,7 @@ DIMS = KNOWN_DIMS["Qwen/Qwen2-0.5B-Instruct"]
 @pytest.fixture
 def build(tokenizer, tmp_path):
     def make(data: DataConfig = DATA, stage: StageConfig = STAGE, rank: int = 0, world_size: int = 1, seed: int = 0):
-        geometry = make_geometry(32, 8, stage.image)
+        geometry = OneVision().geometry(32, 8, stage.image)
         return build_data(data, stage, "one", tokenizer, geometry, DIMS, seed, rank, world_size, tmp_path / "cache")
 
     return make
@@ -375,7 +375,7 @@ def test_another_chat_template_makes_the_index_anew(tokenizer, tmp_path):
     counts = []
     for system in ("Be short", "Be short", "Be long"):
         own.chat_template = chat_template("qwen", "front").replace("You are", system)
-        build_data(DATA, stage, "one", own, make_geometry(32, 8, IMAGE), DIMS, 0, 0, 1, tmp_path / "cache")
+        build_data(DATA, stage, "one", own, OneVision().geometry(32, 8, IMAGE), DIMS, 0, 0, 1, tmp_path / "cache")
         counts.append(len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]))
     assert counts == [1, 1, 2]
 

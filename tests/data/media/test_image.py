@@ -14,16 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onevision_reference import tiles_of
 from PIL import Image
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from llava_train.data.media.image import UnreadableImage, image_size, open_image, to_tiles
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.data.media.image import UnreadableImage, image_size, open_image
+from llava_train.family.onevision.geometry import OneVisionGeometry
 from llava_train.records.media_file import PackedFile
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 GRID = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
-DEMO = Geometry(32, 8, "anyres", ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3)), 9)
+DEMO = OneVisionGeometry(32, 8, "anyres", ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3)), 9)
 LIMIT = 10**8
 
 
@@ -52,10 +53,10 @@ def sha256(array: np.ndarray) -> str:
 )
 def test_tiles_equal_golden_hashes(case):
     mode = "square" if case["mode"] == "square" else "anyres"
-    geometry = Geometry(384, 14, mode, GRID, 9)
+    geometry = OneVisionGeometry(384, 14, mode, GRID, 9)
     size = (case["height"], case["width"])
     layout = geometry.padded(*size) if case["mode"] == "pad" else geometry.image(*size)
-    tiles = to_tiles(golden_image(case["kind"], case["seed"], case["width"], case["height"]), layout, geometry)
+    tiles = tiles_of(golden_image(case["kind"], case["seed"], case["width"], case["height"]), layout, geometry)
     assert tiles.dtype == np.uint8
     assert list(tiles.shape) == case["shape"]
     assert [sha256(tile) for tile in tiles] == case["sha256_per_tile"]
@@ -78,10 +79,10 @@ def test_tiles_equal_transformers_on_random_sizes():
     for height, width in [*sizes, (1, 1), (64, 64), (3, 400), (400, 3)]:
         image = golden_image("noise", height, width, height)
         expected = processor([image], return_tensors="np")["pixel_values"][0]
-        tiles = to_tiles(image, DEMO.image(height, width), DEMO)
+        tiles = tiles_of(image, DEMO.image(height, width), DEMO)
         assert np.abs(normalised(tiles) - expected).max() <= 1e-6, (height, width)
         several = processor([[image, image]], return_tensors="np")["pixel_values"][0]
-        padded = to_tiles(image, DEMO.padded(height, width), DEMO)
+        padded = tiles_of(image, DEMO.padded(height, width), DEMO)
         assert np.abs(normalised(padded) - several).max() <= 1e-6, (height, width)
 
 
@@ -89,7 +90,7 @@ def test_tiles_equal_transformers_on_random_sizes():
 def test_extreme_sizes_fill_their_tiles(size):
     image = golden_image("noise", 1, *size[::-1])
     layout = DEMO.image(*size)
-    assert to_tiles(image, layout, DEMO).shape == (layout.num_tiles, 3, 32, 32)
+    assert tiles_of(image, layout, DEMO).shape == (layout.num_tiles, 3, 32, 32)
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:

@@ -15,11 +15,11 @@ from llava_train.config.schema import VideoConfig
 from llava_train.data.media.sample_media import Limits, MediaReader, MediumSize
 from llava_train.data.media.video import VideoReader
 from llava_train.data.samples.sample import Sample, Turn
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.geometry import OneVisionGeometry
 from llava_train.records.media_file import MediaFile
 from llava_train.shared.errors import DataError
 
-GEOMETRY = Geometry(32, 8, "anyres", ((1, 1), (1, 2), (2, 1), (2, 2)), 9)
+GEOMETRY = OneVisionGeometry(32, 8, "anyres", ((1, 1), (1, 2), (2, 1), (2, 2)), 9)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from PIL import Image
 
 from llava_train.config.schema import VideoConfig
 from llava_train.data.media import video_process
-from llava_train.data.media.image import to_square
 from llava_train.data.media.video import UnreadableVideo, VideoReader
 from llava_train.data.media.video_process import by_decord, by_pyav, look, sample_indices
+from llava_train.family.pixels import squash
 from llava_train.records.media_file import PackedFile
 from llava_train.shared.errors import RunError
 
@@ -97,7 +97,7 @@ def test_file_gives_the_sampled_frames_squashed(tmp_path, reader):
     assert np.abs(frames.mean((1, 2, 3)) - [0, 48, 96, 152]).max() < 4  # frames 0 6 12 19
     place = (str(path), 0, -1, None)
     whole = by_pyav(place, look(place), [0, 6, 12, 19])
-    assert np.array_equal(frames, [to_square(Image.fromarray(frame), 32) for frame in whole])
+    assert np.array_equal(frames, [squash(Image.fromarray(frame), 32) for frame in whole])
 
 
 COLOURED = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))

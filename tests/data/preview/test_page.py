@@ -17,9 +17,9 @@ from llava_train.config.load import load
 from llava_train.data.loading.stage_data import build_data
 from llava_train.data.preview import measure
 from llava_train.data.preview import page as preview_page
-from llava_train.family.onevision.geometry import make_geometry
-from llava_train.family.onevision.settings import model_dims, read_model
+from llava_train.family.onevision.family import OneVision
 from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny
+from llava_train.model.start.read_model import model_dims, read_model
 from llava_train.shared.html import page_template
 
 TINY = Path(__file__).parents[3] / "data" / "tiny"
@@ -212,7 +212,7 @@ def test_packs_drawn_are_those_of_training(init, tmp_path, unit):
             drawn.append([])
     config = load(["+recipe=tiny", f"model.init={init}", *tiny])
     stage, (settings, tokenizer) = config.stages["onevision"], read_model(config.model)
-    geometry = make_geometry(settings.tile_size, settings.patch_size, stage.image)
+    geometry = OneVision().geometry(settings.tile_size, settings.patch_size, stage.image)
     dims = model_dims(config.model)
     data = build_data(config.data, stage, "onevision", tokenizer, geometry, dims, 0, 0, 1, tmp_path / "cache")
     trained = [list(batch.sample_ids) for step in data.step_batches(0, 2) for batch in step.batches]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
+from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.data.samples.encode import Encoder
 from llava_train.data.samples.parse import MediaRoots, to_sample
 from llava_train.data.samples.sample import Sample
+from llava_train.family.base import VisualLayout
 from llava_train.shared.errors import DataError
 from llava_train.text.chat_template import chat_template
 from llava_train.text.named_templates import make_template

@@ -8,9 +8,10 @@ import pytest
 from chat_templates import RELEASED, message
 from transformers import AutoTokenizer
 
-from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
+from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.data.samples.encode import Encoder
 from llava_train.data.samples.parse import MediaRoots, to_sample
+from llava_train.family.base import VisualLayout
 from llava_train.text.chat_template import chat_template
 from llava_train.text.checkpoint_template import stage_template
 from llava_train.text.placeholders import prepare_tokenizer

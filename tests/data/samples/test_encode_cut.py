@@ -9,9 +9,10 @@ import pytest
 from chat_templates import RELEASED
 from transformers import AutoTokenizer
 
-from llava_train.batch.packed import IGNORE_INDEX, VisualLayout
+from llava_train.batch.packed import IGNORE_INDEX
 from llava_train.data.samples.encode import Encoder
 from llava_train.data.samples.sample import Sample, Turn
+from llava_train.family.base import VisualLayout
 from llava_train.shared.errors import DataError
 from llava_train.text.checkpoint_template import stage_template
 from llava_train.text.placeholders import prepare_tokenizer

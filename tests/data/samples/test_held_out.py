@@ -13,7 +13,7 @@ from llava_train.config.load import load
 from llava_train.config.schema import DataConfig, EvaluationConfig
 from llava_train.costs.dims import KNOWN_DIMS
 from llava_train.data.loading.stage_data import build_data
-from llava_train.family.onevision.geometry import make_geometry
+from llava_train.family.onevision.family import OneVision
 from llava_train.shared.errors import ConfigError
 
 CONFIG = load(["+recipe=tiny"])
@@ -28,7 +28,7 @@ def build(tokenizer, tmp_path):
     def make(seed: int = 0, rank: int = 0, world_size: int = 1, data: DataConfig = DATA, **evaluation):
         held_out = EvaluationConfig({}, 1, 1, every=1, **evaluation)
         where = (KNOWN_DIMS["Qwen/Qwen2-0.5B-Instruct"], seed, rank, world_size, tmp_path / "cache", held_out)
-        return build_data(data, STAGE, "one", tokenizer, make_geometry(32, 8, STAGE.image), *where)
+        return build_data(data, STAGE, "one", tokenizer, OneVision().geometry(32, 8, STAGE.image), *where)
 
     return make
 

@@ -10,7 +10,9 @@ import torch
 
 from llava_train.batch.packed import PackedBatch
 from llava_train.config.schema import LearningRates
+from llava_train.costs.dims import num_tower_layers
 from llava_train.costs.flops import Recomputed
+from llava_train.family.towers import siglip_features
 from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 from llava_train.model.prepare.trained_parts import set_trainable
@@ -103,6 +105,10 @@ def test_recomputed_layers_run_twice_and_change_no_gradient(forward, recomputed)
     assert runs == sorted(runs[:2], reverse=True) + sorted(runs[2:], reverse=True), "the first layers"
 
 
+def tower_features(forward, pixels: torch.Tensor) -> torch.Tensor:
+    return siglip_features(forward.hf_model.model.vision_tower, pixels, num_tower_layers(forward.hf_model.config))
+
+
 @pytest.mark.parametrize(
     ("rates", "has_graph"),
     [(LearningRates("frozen", 1e-3, "frozen"), False), (LearningRates(1e-3, "frozen", "frozen"), True)],
@@ -110,7 +116,7 @@ def test_recomputed_layers_run_twice_and_change_no_gradient(forward, recomputed)
 def test_frozen_tower_keeps_no_graph(forward, rates, has_graph):
     set_trainable(forward.hf_model, rates)
     one = batch(forward.geometry.image(30, 40))
-    assert forward.tower_features(one.pixel_values).requires_grad == has_graph
+    assert tower_features(forward, one.pixel_values).requires_grad == has_graph
     assert all(gradient.any() for gradient in gradients(forward, one).values())
 
 
@@ -120,7 +126,7 @@ def test_chosen_hidden_state_equals_that_of_transformers(forward):
         states = forward.hf_model.model.vision_tower(pixels / 127.5 - 1, output_hidden_states=True).hidden_states
         for layer in (-1, -2, 0, 1, 2):
             forward.hf_model.config.vision_feature_layer = layer
-            torch.testing.assert_close(forward.tower_features(pixels), states[layer])
+            torch.testing.assert_close(tower_features(forward, pixels), states[layer])
 
 
 @pytest.mark.gpu

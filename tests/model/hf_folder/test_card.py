@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
+from llava_train.family.onevision.family import OneVision
 from llava_train.model.hf_folder.card import Card, card_record, last_names, render_card, without_paths
 
 APACHE = {"license": "apache-2.0"}
@@ -48,7 +49,7 @@ def full_card(**changes) -> Card:
 
 def read(card: Card) -> ModelCardData:
     """The metadata, which the hub's class writes out as it read it."""
-    parsed = ModelCard(render_card(card, is_intermediate=False))
+    parsed = ModelCard(render_card(card, OneVision(), is_intermediate=False))
     again = ModelCard(f"---\n{parsed.data.to_yaml()}\n---\n")
     assert again.data.to_dict() == parsed.data.to_dict()
     return parsed.data
@@ -107,7 +108,7 @@ def test_a_licence_stands_where_all_weights_have_it(licences, expected):
     card = full_card(origins=origins, data={}, history=[])
     seen = read(card).to_dict()
     assert {key: seen[key] for key in seen if key.startswith("license")} == (expected or {})
-    assert ("Not set" in render_card(card, is_intermediate=False)) == (expected is None)
+    assert ("Not set" in render_card(card, OneVision(), is_intermediate=False)) == (expected is None)
 
 
 @pytest.mark.parametrize("licence", ["", "cc-by-4.0"])
@@ -118,7 +119,7 @@ def test_a_licence_falls_where_data_has_none_or_another(licence):
 
 
 def test_the_body_tells_every_stage():
-    shown = render_card(full_card(), is_intermediate=False)
+    shown = render_card(full_card(), OneVision(), is_intermediate=False)
     for line in (
         "| setting | projector | mid |",
         "| seed | 0 | 1 |",
@@ -133,7 +134,7 @@ def test_the_body_tells_every_stage():
         "| torch |  | 2.13.0 |",
     ):
         assert f"\n{line}\n" in shown
-    silent = render_card({"stage": "s", "data": {"mine": 1234}}, is_intermediate=False)
+    silent = render_card({"stage": "s", "data": {"mine": 1234}}, OneVision(), is_intermediate=False)
     assert "\n| mine | 1,234 | not given | not given | not given |\n" in silent
 
 
@@ -141,7 +142,7 @@ def test_no_text_breaks_a_table_or_the_front_matter():
     nasty = "a|b\n---\n<script>\\|`: #"
     card = full_card(recipe=nasty, init=nasty, data={nasty: 1}, sources={nasty: {"licence": nasty}}, evaluation={})
     card["settings"] = {nasty: nasty}
-    shown = render_card(card, is_intermediate=False)
+    shown = render_card(card, OneVision(), is_intermediate=False)
     assert "<script>" not in shown.split("---\n", 2)[2]
     assert ModelCard(shown).data.pipeline_tag == "image-text-to-text"
     for table in (block for block in shown.split("\n\n") if block.startswith("|")):
@@ -162,7 +163,7 @@ def test_the_record_grows_by_one_stage():
     own = record["history"][-1]
     assert own["figures"] == {"tokens": 99}
     assert not own.keys() & {"history", "origins", "init"}
-    again = render_card({"stage": "next", **record}, is_intermediate=False)
+    again = render_card({"stage": "next", **record}, OneVision(), is_intermediate=False)
     assert "| setting | projector | mid | next |" in again
 
 

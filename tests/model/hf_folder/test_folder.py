@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from llava_train.batch.packed import VisualLayout
 from llava_train.cli.main import main
 from llava_train.config.schema import GenerateModel, VideoConfig
 from llava_train.data.samples.sample import Sample, Turn
 from llava_train.evaluate.answerer import Answerer
+from llava_train.family.base import VisualLayout
 from llava_train.model.files.tensor_names import export_name
 from llava_train.model.hf_folder import weights
 from llava_train.model.hf_folder.folder import write_checkpoint

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from llava_train.family.onevision.family import OneVision
 from llava_train.model.hf_folder.card import render_card
 from llava_train.model.hf_folder.usage_lines import (
     NOT_QUANTISED,
@@ -22,12 +24,12 @@ from llava_train.model.loading.tiny_model import byte_tokenizer, make_tiny, tiny
 from llava_train.model.prepare.trained_parts import part_of
 
 IMAGES = sorted((Path(__file__).parents[3] / "data/tiny/images").iterdir())
-ALL = [plain_lines, processor_lines, pipeline_lines, four_bit_lines]
+ALL = [pipeline_lines, *(partial(lines, OneVision()) for lines in (plain_lines, processor_lines, four_bit_lines))]
 
 
 def test_plain_lines_answer(tmp_path, capsys):
     folder = make_tiny(tmp_path / "it's")
-    exec(plain_lines(str(folder), str(IMAGES[0]), 'what "is" it?'), {})
+    exec(plain_lines(OneVision(), str(folder), str(IMAGES[0]), 'what "is" it?'), {})
     assert capsys.readouterr().out.endswith("\n")
 
 
@@ -37,10 +39,10 @@ def test_lines_are_python_whatever_the_names(lines):
 
 
 def test_a_card_shows_all():
-    shown = render_card({"recipe": "r", "stage": "s"}, is_intermediate=False)
+    shown = render_card({"recipe": "r", "stage": "s"}, OneVision(), is_intermediate=False)
     for lines in ALL:
         assert f"```python\n{lines('.', 'a.png', 'What is shown?')}```" in shown
-    assert "AutoProcessor" not in render_card({}, is_intermediate=True)
+    assert "AutoProcessor" not in render_card({}, OneVision(), is_intermediate=True)
 
 
 def test_four_bits_are_for_the_language_model_alone():
@@ -67,7 +69,7 @@ four = [name for name, kind in kinds.items() if kind == "Linear4bit"]
 assert four and all(name.startswith("model.language_model.layers.") for name in four), four
 print("answered")
 """
-    lines = four_bit_lines(str(folder), str(IMAGES[0]), "What is shown?") + told
+    lines = four_bit_lines(OneVision(), str(folder), str(IMAGES[0]), "What is shown?") + told
     result = subprocess.run(
         [sys.executable, "-c", lines], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )

@@ -23,6 +23,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Siglip2VisionConfig, Siglip2VisionModel
 
 from llava_train.config.schema import ModelConfig
+from llava_train.costs.dims import num_tower_layers
+from llava_train.family.towers import siglip_features
+from llava_train.model.forward.attention import TILES, register
 from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 from llava_train.model.loading.load_model import load_model
@@ -193,7 +196,9 @@ def pixels() -> torch.Tensor:
 
 @torch.no_grad()
 def features(hf_model) -> torch.Tensor:
-    return PackedForward(hf_model, geometry=None).tower_features(pixels())
+    register()
+    hf_model.set_attn_implementation({"vision_config": TILES})
+    return siglip_features(hf_model.model.vision_tower, pixels(), num_tower_layers(hf_model.config))
 
 
 @torch.no_grad()

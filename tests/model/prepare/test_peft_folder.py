@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from llava_train.batch.packed import PackedBatch
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.family.onevision.geometry import OneVisionGeometry
 from llava_train.model.forward.packed_forward import PackedForward
 from llava_train.model.hf_folder.preparation import checkpoint_geometry
 from llava_train.model.loading.tiny_model import make_tiny
@@ -54,7 +54,7 @@ SAME = {
 class Base:
     folder: Path
     hf_model: LlavaOnevisionForConditionalGeneration
-    geometry: Geometry
+    geometry: OneVisionGeometry
     batch: PackedBatch
 
     def inputs(self) -> dict[str, torch.Tensor]:

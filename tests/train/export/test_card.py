@@ -12,8 +12,10 @@ import pytest
 from llava_train.config.load import load
 from llava_train.config.schema import ModelConfig
 from llava_train.evaluate.prediction import EVALUATION_FILE, Prediction
+from llava_train.family.onevision.family import OneVision
 from llava_train.model.hf_folder.card import base_models, card_record, common_licence, hub_datasets, render_card
 from llava_train.model.hf_folder.preparation import PREPARATION_FILE
+from llava_train.model.loading.tiny_model import byte_tokenizer, tiny_config
 from llava_train.train.checkpoint.state import TrainState
 from llava_train.train.export import card as cards
 from llava_train.train.export.card import make_card, refresh_card, start_record
@@ -35,7 +37,7 @@ def counts(config, stage) -> dict[str, int]:
 def write_export(card, folder: Path) -> str:
     """What an export keeps of a card. Returns all that it tells."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(render_card(card, is_intermediate=False))
+    (folder / "README.md").write_text(render_card(card, OneVision(), is_intermediate=False))
     (folder / PREPARATION_FILE).write_text(json.dumps({"mode": "anyres"} | card_record(card)))
     return (folder / "README.md").read_text() + (folder / PREPARATION_FILE).read_text()
 
@@ -53,7 +55,7 @@ def test_one_run_tells_all_its_stages(tmp_path):
     assert [stage["stage"] for stage in card["history"]] + [card["stage"]] == STAGES
     assert base_models(card) == ["google/siglip-so400m-patch14-384", "Qwen/Qwen2-7B-Instruct"]
     assert hub_datasets(card)[:2] == ["liuhaotian/LLaVA-Pretrain", "lmms-lab/LLaVA-ReCap-558K"]
-    shown = render_card(card, is_intermediate=False)
+    shown = render_card(card, OneVision(), is_intermediate=False)
     assert "| setting | projector | mid | final_image | onevision |" in shown
     assert "| learning rate, vision tower | frozen | 2e-06 | 2e-06 | 2e-06 |" in shown
     assert (
@@ -179,6 +181,7 @@ def test_answers_are_told_of_the_weights_that_gave_them(tmp_path):
     config, [stage] = recipe(tmp_path, "ov_stage")
     meta = {"data": {"llava_next": 3}}
     write_export(make_card(config, stage, STATE, meta), stage.export)
+    tiny_config(byte_tokenizer()).save_pretrained(stage.export)
     finish(stage, meta, STATE)
     right = asdict(Prediction("what?", "red", "Red.", "blue", [], []))
     wrong = asdict(Prediction("what?", "blue", "red", "blue", [], []))

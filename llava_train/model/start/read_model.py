@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from llava_train.config.schema import ModelConfig
 from llava_train.costs.dims import KNOWN_DIMS, ModelDims, join_dims, read_dims
-from llava_train.family.onevision.start import open_start, open_starts, rows_faults
+from llava_train.family.base import Family
+from llava_train.family.registry import FAMILIES, family_of, family_of_parts
+from llava_train.model.start.start_faults import open_start, open_starts, rows_faults
 from llava_train.records.tags import IMAGE_TAG, TAGS, VIDEO_TAG
 from llava_train.shared.errors import ConfigError
 from llava_train.start_folder.find import is_hub_name
@@ -23,7 +25,7 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # wh
 
 
 @dataclass(frozen=True)
-class OneVisionSettings:
+class ModelSettings:
     """tile_size, patch_size: of the vision tower, in pixels."""
 
     tile_size: int
@@ -32,7 +34,7 @@ class OneVisionSettings:
     video_token_id: int
 
 
-def read_model(model: ModelConfig) -> tuple[OneVisionSettings, PreTrainedTokenizerBase]:
+def read_model(model: ModelConfig) -> tuple[ModelSettings, PreTrainedTokenizerBase]:
     """Settings and prepared tokenizer of `model.init`, or of the parts. Raises ConfigError."""
     starts = open_starts(model, weights=False)
     if model.init:
@@ -41,7 +43,7 @@ def read_model(model: ModelConfig) -> tuple[OneVisionSettings, PreTrainedTokeniz
     return join_settings(*starts)
 
 
-def join_settings(language_model: Start, tower: Start) -> tuple[OneVisionSettings, PreTrainedTokenizerBase]:
+def join_settings(language_model: Start, tower: Start) -> tuple[ModelSettings, PreTrainedTokenizerBase]:
     """Of two parts, with a tokenizer that has `<image>` and `<video>`. Raises ConfigError."""
     vision = read_config(tower)
     vision = getattr(vision, "vision_config", vision)
@@ -51,7 +53,16 @@ def join_settings(language_model: Start, tower: Start) -> tuple[OneVisionSetting
         raise ConfigError(faults)
     add_tags(tokenizer)
     ids = tokenizer.get_added_vocab()
-    return OneVisionSettings(vision.image_size, vision.patch_size, ids[IMAGE_TAG], ids[VIDEO_TAG]), tokenizer
+    return ModelSettings(vision.image_size, vision.patch_size, ids[IMAGE_TAG], ids[VIDEO_TAG]), tokenizer
+
+
+def model_family(model: ModelConfig) -> Family:
+    """As `model_dims`: of `model.init`, or of the parts. Raises ConfigError."""
+    if _is_here(model.init):
+        return family_of(open_start("model.init", model.init, weights=False).config)
+    if model.language_model in KNOWN_DIMS and not Path(model.language_model).is_dir():
+        return FAMILIES[0]
+    return family_of_parts(open_start("model.vision_tower", model.vision_tower, weights=False).config)
 
 
 def model_dims(model: ModelConfig) -> ModelDims:
@@ -59,7 +70,7 @@ def model_dims(model: ModelConfig) -> ModelDims:
 
     Parts of the sizes in configs/model/ need not be on this machine.
     """
-    if model.init and (Path(model.init).is_dir() or is_hub_name(model.init)):
+    if _is_here(model.init):
         return read_dims(read_config(open_start("model.init", model.init, weights=False)))
     if model.language_model in KNOWN_DIMS and not Path(model.language_model).is_dir():
         return KNOWN_DIMS[model.language_model]
@@ -68,14 +79,19 @@ def model_dims(model: ModelConfig) -> ModelDims:
     return join_dims(text, getattr(tower, "vision_config", tower))
 
 
-def read_settings(start: Start) -> OneVisionSettings:
-    """Settings from the config.json of a LlavaOnevision checkpoint. Raises ConfigError."""
+def _is_here(init: str) -> bool:
+    """Whether a checkpoint can be read: a run may have yet to write it."""
+    return bool(init) and (Path(init).is_dir() or is_hub_name(init))
+
+
+def read_settings(start: Start) -> ModelSettings:
+    """Settings from the config.json of a checkpoint. Raises ConfigError."""
     config: Any = read_config(start)
     tower = config.vision_config
-    return OneVisionSettings(tower.image_size, tower.patch_size, config.image_token_index, config.video_token_index)
+    return ModelSettings(tower.image_size, tower.patch_size, config.image_token_index, config.video_token_index)
 
 
-def read_tokenizer(start: Start, settings: OneVisionSettings) -> PreTrainedTokenizerBase:
+def read_tokenizer(start: Start, settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, with `<image>` and `<video>` at the ids of its config, and its chat template.
 
     Raises ConfigError.

@@ -11,11 +11,11 @@ from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
 from llava_train.config.schema import ModelConfig
-from llava_train.family.onevision.settings import OneVisionSettings, read_model
+from llava_train.model.start.read_model import ModelSettings, read_model
 from llava_train.shared.errors import ConfigError
 from llava_train.text.placeholders import prepare_tokenizer
 
-QWEN2 = Path(__file__).parents[1] / "golden" / "qwen2_tokenizer"
+QWEN2 = Path(__file__).parents[2] / "golden" / "qwen2_tokenizer"
 TOWER = {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8}
 
 
@@ -39,7 +39,7 @@ def write_config(folder: Path, **changes) -> None:
 def test_a_checkpoint_is_read_from_its_config_and_tokenizer(folder):
     write_config(folder)
     settings, tokenizer = read_model(ModelConfig(str(folder), "", "", "auto"))
-    assert settings == OneVisionSettings(32, 8, 151646, 151647)
+    assert settings == ModelSettings(32, 8, 151646, 151647)
     assert tokenizer("<image><video>")["input_ids"] == [151646, 151647]
 
 
@@ -62,7 +62,7 @@ def test_parts_give_the_tower_and_new_tokens(folder, tmp_path_factory):
     tower = tmp_path_factory.mktemp("tower")
     write_parts(folder, tower, "qwen2", "siglip")
     settings, tokenizer = read_model(ModelConfig("", str(folder), str(tower), "auto"))
-    assert settings == OneVisionSettings(32, 8, 151646, 151647)
+    assert settings == ModelSettings(32, 8, 151646, 151647)
     assert tokenizer("<video>")["input_ids"] == [151647]
 
 

@@ -6,32 +6,25 @@ same rules, as far as its files are here.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from llava_train.config.schema import Config, ModelConfig
+from llava_train.family.base import LANGUAGE_MODELS
+from llava_train.family.registry import FAMILIES, checkpoint_fault, tower_fault
 from llava_train.records.tags import IMAGE_TAG, TAGS, VIDEO_TAG
 from llava_train.shared.errors import ConfigError, Fault
 from llava_train.start_folder.find import TINY, folder_here, has_all_weights, is_hub_name, local_folder
 from llava_train.start_folder.read import Start, read_start
-from llava_train.text.base import NamedTemplate, TemplateName
-from llava_train.text.named_templates import make_template
+from llava_train.text.named_templates import template_fault
 from llava_train.text.placeholder_ids import index_of, tag_fault
 
-MODEL_TYPE = "llava_onevision"
-ORIGINAL = "mm_vision_tower"  # in the config.json of a checkpoint of the original trainer
-LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral")  # Qwen2.5 is a qwen2, Vicuna a llama
-TOWERS = ("siglip", "siglip_vision_model")  # fixed-resolution SigLIP2 checkpoints are of these types as well
 # tokens that a start need not have rows for: a language model alone gets those of the tags that it lacks
 OWN_ROWS: dict[str, tuple[str, ...]] = {
     "model.init": (),
     "model.language_model": (IMAGE_TAG, VIDEO_TAG),
     "model.vision_tower": (),
 }
-_RATIO = re.compile(r"anyres_max_\d+")
-TOWER_REMEDY = "use a SigLIP or fixed-resolution SigLIP2 tower, as google/siglip-so400m-patch14-384"
 
 
 def open_start(key: str, name: str, weights: bool = True) -> Start:
@@ -92,31 +85,6 @@ def rows_faults(start: Start, num_tokens: int) -> list[Fault]:
     return [Fault(start.key, problem, remedy)]
 
 
-def checkpoint_fault(path: str, config: dict[str, Any]) -> Fault | None:
-    """What keeps the whole model with this config.json from a run; `path` as the user gave it."""
-    key, kind = "model.init", config.get("model_type")
-    if kind != MODEL_TYPE:
-        remedy = "start from a LlavaOnevision checkpoint, or from parts"
-        if ORIGINAL in config:
-            remedy = f"convert it: python -m llava_train convert original={path} out=DIR"
-        elif kind in LANGUAGE_MODELS:
-            remedy = f"start from it as a part: model.init= model.language_model={path} model.vision_tower=DIR"
-        return Fault(key, f"{path} holds a {kind} model, not {MODEL_TYPE}", remedy)
-    inner = (("text_config", "qwen2", LANGUAGE_MODELS), ("vision_config", TOWERS[1], TOWERS))
-    for name, default, known in inner:
-        if (kind := (config.get(name) or {}).get("model_type", default)) not in known:
-            problem = f"the {name} of {path} is of type {kind}, which no run is known to work with"
-            return Fault(key, problem, f"use a checkpoint of one of these: {', '.join(known)}")
-    layer, strategy = config.get("vision_feature_layer", -1), config.get("vision_feature_select_strategy", "full")
-    if not isinstance(layer, int) or strategy != "full":
-        problem = f"{path}: vision_feature_layer {layer}, vision_feature_select_strategy {strategy}"
-        return Fault(key, problem, "use a checkpoint with one vision_feature_layer and the strategy full")
-    if not _RATIO.fullmatch(ratio := str(config.get("vision_aspect_ratio", "anyres_max_9"))):
-        problem = f"{path}: vision_aspect_ratio {ratio}, which transformers cannot apply either"
-        return Fault(key, problem, "write anyres_max_N in config.json: features are downscaled to about N tiles")
-    return None
-
-
 def language_model_fault(path: str, config: dict[str, Any]) -> Fault | None:
     """What keeps the language model with this config.json from a run; `path` as the user gave it."""
     kind = config.get("model_type")
@@ -124,10 +92,9 @@ def language_model_fault(path: str, config: dict[str, Any]) -> Fault | None:
         return None
     remedy = f"name a causal language model of a type that is known to work: {', '.join(LANGUAGE_MODELS)}"
     problem = f"{path} holds a {kind} model"
-    if kind == "llava_onevision":
-        return Fault(
-            "model.language_model", f"{problem}, vision tower and all", f"start from it whole: model.init={path}"
-        )
+    if any(family.takes(config) for family in FAMILIES):
+        whole = f"start from it whole: model.init={path}"
+        return Fault("model.language_model", f"{problem}, vision tower and all", whole)
     if any(name in config for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         problem += ", a mixture of experts, whose weights transformers 4.57 and 5 name differently"
     elif any(name.endswith(("vision_config", "audio_config", "thinker_config")) for name in config):
@@ -135,38 +102,11 @@ def language_model_fault(path: str, config: dict[str, Any]) -> Fault | None:
     return Fault("model.language_model", problem, remedy)
 
 
-def tower_fault(path: str, config: dict[str, Any]) -> Fault | None:
-    """What keeps the vision tower with this config.json from a run; `path` as the user gave it."""
-    kind = str(config.get("model_type"))
-    if kind in TOWERS:
-        return None
-    problem = f"{path} holds a {kind} model"
-    if kind.startswith("siglip2"):
-        problem += ": SigLIP2 NaFlex, whose linear patch embedding takes no square tiles"
-        return Fault(
-            "model.vision_tower", problem, "use its fixed-resolution sister, as google/siglip2-so400m-patch14-384"
-        )
-    if kind.startswith("clip"):
-        problem += ", the tower of LLaVA-1.5 and LLaVA-NeXT; LLaVA-OneVision takes SigLIP"
-    return Fault("model.vision_tower", problem, TOWER_REMEDY)
-
-
 _TYPES = {
     "model.init": checkpoint_fault,
     "model.language_model": language_model_fault,
     "model.vision_tower": tower_fault,
 }
-
-
-def template_fault(stage_name: str, template: TemplateName, tokens: Collection[str]) -> Fault | None:
-    """Refuses a template with a special token that is not a token of its own: not among the tokenizer's added ones."""
-    missing = _missing(template, tokens)
-    if not missing:
-        return None
-    fitting = [name for name in get_args(NamedTemplate) if not _missing(name, tokens)]
-    key = f"stages.{stage_name}.template"
-    remedy = f"set {key}={' or '.join(fitting)}, or choose a language model whose tokenizer has them"
-    return Fault(key, f"{template} needs {' and '.join(missing)}, which the model's tokenizer lacks", remedy)
 
 
 def model_faults(config: Config) -> list[Fault]:
@@ -215,12 +155,6 @@ def _chat_faults(config: Config, start: Start) -> list[Fault | None]:
     except (OSError, ValueError):
         return []  # no tokenizer: told where it is loaded
     return []
-
-
-def _missing(template: TemplateName, tokens: Collection[str]) -> list[str]:
-    if template == "checkpoint":
-        return []
-    return [token for token in make_template(template, "clean", "front").special_tokens if token not in tokens]
 
 
 def _window(text: dict[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""Projected tile features become the visual tokens of the language model: unpad, downscale, pool, add newlines."""
+"""Tiles to visual tokens: tower and projector, then unpad, downscale, pool, add newlines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,32 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import interpolate
 
-from llava_train.batch.packed import VisualLayout
-from llava_train.family.onevision.geometry import Geometry
+from llava_train.costs.dims import num_tower_layers
+from llava_train.family.base import HFModel, VisualLayout
+from llava_train.family.onevision.geometry import OneVisionGeometry
+from llava_train.family.towers import siglip_features
+
+
+class OneVisionVision:
+    """See `family.base.Vision`."""
+
+    def __init__(self, hf_model: HFModel, geometry: OneVisionGeometry):
+        self._model, self._geometry = hf_model.model, geometry
+        self._num_layers = num_tower_layers(hf_model.config)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._model.multi_modal_projector(siglip_features(self._model.vision_tower, pixels, self._num_layers))
+
+    def pack(self, features: torch.Tensor, layouts: Sequence[VisualLayout]) -> torch.Tensor:
+        return pack_features(features, layouts, self._geometry, self._model.image_newline.to(features.device))
+
+    def unused(self) -> torch.Tensor:
+        """The newline, which layouts of kind square leave out."""
+        return self._model.image_newline.sum()
 
 
 def pack_features(
-    features: torch.Tensor, layouts: Sequence[VisualLayout], geometry: Geometry, image_newline: torch.Tensor
+    features: torch.Tensor, layouts: Sequence[VisualLayout], geometry: OneVisionGeometry, image_newline: torch.Tensor
 ) -> torch.Tensor:
     """Visual tokens [V, hidden] of all layouts in order, from features [N, side**2, hidden] of their N tiles in order.
 
@@ -42,7 +62,7 @@ def pack_features(
 
 
 def _rows_with_newline(
-    tiles: torch.Tensor, layout: VisualLayout, geometry: Geometry, newline: torch.Tensor
+    tiles: torch.Tensor, layout: VisualLayout, geometry: OneVisionGeometry, newline: torch.Tensor
 ) -> torch.Tensor:
     """[rows*columns, side**2, hidden] -> [H * (W + 1), hidden] of the unpadded, perhaps downscaled canvas of H x W."""
     (rows, columns), side = layout.grid, geometry.side
@@ -54,7 +74,7 @@ def _rows_with_newline(
     return torch.cat([kept, newline.expand(len(kept), 1, -1)], dim=1).flatten(0, 1)
 
 
-def _pooled_frames(frames: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+def _pooled_frames(frames: torch.Tensor, geometry: OneVisionGeometry) -> torch.Tensor:
     """[frames, side**2, hidden] -> [frames * pooled_side**2, hidden]."""
     maps = frames.view(len(frames), geometry.side, geometry.side, -1).permute(0, 3, 1, 2)
     size = (geometry.pooled_side, geometry.pooled_side)

@@ -9,14 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from llava_train.cli.check import load_checked
-from llava_train.family.onevision.start import (
-    LANGUAGE_MODELS,
-    TOWERS,
-    language_model_fault,
-    template_fault,
-    tower_fault,
-)
+from llava_train.family.base import LANGUAGE_MODELS
+from llava_train.family.onevision.family import TOWERS
+from llava_train.family.registry import tower_fault
+from llava_train.model.start.start_faults import language_model_fault
 from llava_train.shared.errors import ConfigError
+from llava_train.text.named_templates import template_fault
 
 CHATML, SENTENCEPIECE = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<unk>", "<s>", "</s>"]
 

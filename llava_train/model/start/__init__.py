@@ -1,0 +1,1 @@
+"""What a run starts from, read from config, tokenizer and headers alone: faults, settings, dimensions."""
